@@ -1,0 +1,116 @@
+"""Enter a network namespace for a block of straight-line code. Knows nothing about rules or pods.
+
+setns(2) moves the calling thread only. Children inherit the namespace; a thread started inside keeps it. So no thread,
+event loop or callback may be started inside `entered`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import stat
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from interceptor.errors import NetnsError
+
+CLONE_NEWNET = 0x40000000  # linux/sched.h
+NS_GET_NSTYPE = 0xB703  # linux/nsfs.h: _IO(0xb7, 0x3)
+NAMED_DIRECTORY = "/run/netns"  # where iproute2 keeps named namespaces (ip-netns(8))
+# /proc/self/ns/net is the main thread's; only thread-self tells the truth in a worker thread.
+CURRENT = "/proc/thread-self/ns/net"
+INIT_PROCESS = "/proc/1/ns/net"
+
+
+def locate(name: str) -> str:
+    """The path of the network namespace `name`: a path (it holds a slash), a pid, or a name known to iproute2.
+
+    Raises NetnsError when a name cannot be one; whether the path leads anywhere shows at entry.
+    """
+    if "/" in name:
+        return name
+    if name.isascii() and name.isdigit():
+        return f"/proc/{name}/ns/net"
+    if name in ("", ".", ".."):
+        raise NetnsError(f"--netns: {name!r} is neither a name, a path nor a pid")
+    return f"{NAMED_DIRECTORY}/{name}"
+
+
+def identity(path: str = CURRENT) -> tuple[int, int]:
+    """(device, inode) of the namespace at `path`: two paths lead to one namespace if these are equal."""
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        raise NetnsError(f"network namespace {path}: {error.strerror}") from error
+    return found.st_dev, found.st_ino
+
+
+def is_host(path: str = CURRENT) -> bool:
+    """Whether `path` is the namespace of process 1, the host's own (or, in a pod, the pod's init's).
+
+    In a container pid 1 is the pod's own first process, so this can't tell host from pod there; `guard` in
+    capture.py adds what it knows. Unreadable /proc/1 (restricted /proc) counts as "cannot tell": False.
+    """
+    try:
+        host = os.stat(INIT_PROCESS)
+    except OSError:
+        return False
+    return (host.st_dev, host.st_ino) == identity(path)
+
+
+@contextmanager
+def entered(path: str | None) -> Iterator[None]:
+    """Run the block in the network namespace at `path`; None means where we are.
+
+    Raises NetnsError when `path` is missing, is not a network namespace, or may not be entered. When the way back
+    fails the process is aborted: code that goes on in the wrong namespace is worse than no code.
+    """
+    if path is None:
+        yield
+        return
+    back = os.open(CURRENT, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        there = _open_namespace(path)
+        try:
+            _setns(there, path)
+        finally:
+            os.close(there)
+        try:
+            yield
+        finally:
+            try:
+                _setns(back, CURRENT)
+            except NetnsError:
+                os.abort()
+    finally:
+        os.close(back)
+
+
+def _open_namespace(path: str) -> int:
+    # O_NONBLOCK: opening a FIFO that somebody left at the path must not hang.
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise NetnsError(f"network namespace {path}: {error.strerror}; `ip netns list` shows the named ones") from error
+    try:
+        kind = fcntl.ioctl(descriptor, NS_GET_NSTYPE) if stat.S_ISREG(os.fstat(descriptor).st_mode) else 0
+    except OSError:
+        kind = 0
+    if kind != CLONE_NEWNET:
+        os.close(descriptor)
+        raise NetnsError(f"{path} is not a network namespace")
+    return descriptor
+
+
+def _setns(descriptor: int, path: str) -> None:
+    if sys.version_info >= (3, 12):
+        try:
+            os.setns(descriptor, CLONE_NEWNET)
+        except OSError as error:
+            raise NetnsError(f"entering {path}: {error.strerror}; needs CAP_SYS_ADMIN") from error
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.setns(descriptor, CLONE_NEWNET) != 0:
+        raise NetnsError(f"entering {path}: {os.strerror(ctypes.get_errno())}; needs CAP_SYS_ADMIN")
