@@ -126,12 +126,17 @@ EXCLUDED_CIDRS = Kind("CIDRS", _excludable(parse_cidrs), join, ",")
 UIDS = Kind("UIDS", lambda text, names: parse_ids(text, names.uid), join, ",")
 GIDS = Kind("GIDS", lambda text, names: parse_ids(text, names.gid), join, ",")
 UID_RULES = Kind(
-    "RULES", lambda text, names: parse_uid_rules(text, names.uid), lambda rules: ";".join(str(rule) for rule in rules), ";"
+    "RULES",
+    lambda text, names: parse_uid_rules(text, names.uid),
+    lambda rules: ";".join(str(rule) for rule in rules),
+    ";",
 )
 INTERFACES = Kind("NAMES", lambda text, _: tuple(dict.fromkeys(parse_ifname(item) for item in items(text))), join, ",")
 MARK = Kind("VALUE[/MASK]", lambda text, _: parse_mark(text))
 OPTIONAL_MARK = Kind(
-    "VALUE[/MASK]", lambda text, _: parse_mark(text) if text.strip() else None, lambda mark: "" if mark is None else str(mark)
+    "VALUE[/MASK]",
+    lambda text, _: parse_mark(text) if text.strip() else None,
+    lambda mark: "" if mark is None else str(mark),
 )
 CGROUP = Kind("PATH", lambda text, names: _cgroup(text, names) if text.strip() else None, lambda path: path or "")
 TABLE = Kind("TABLE", _route_table)
@@ -151,7 +156,10 @@ class Config:
     inbound: Mechanism = _option("Capture", MECHANISM, "redirect", "How inbound TCP reaches the proxy.")
     udp: Literal["off", "tproxy"] = _option("Capture", _one_of("off", "tproxy"), "off", "Capture UDP too.")
     dns: Literal["off", "resolv-conf", "all"] = _option(
-        "Capture", _one_of("off", "resolv-conf", "all"), "off", "Capture DNS: to the servers in resolv.conf, or to any server."
+        "Capture",
+        _one_of("off", "resolv-conf", "all"),
+        "off",
+        "Capture DNS: to the servers in resolv.conf, or to any server.",
     )
     outbound_port: int = _option("Proxy", PORT, 15001, "The proxy's port for outbound connections.")
     inbound_port: int = _option("Proxy", PORT, 15006, "The proxy's port for inbound connections.")
@@ -162,31 +170,52 @@ class Config:
         "Proxy", UIDS, (IdRange(1337, 1337),), "Users whose traffic is the proxy's own and never captured outbound."
     )
     proxy_gid: tuple[IdRange, ...] = _option("Proxy", GIDS, (IdRange(1337, 1337),), "Groups likewise.")
-    proxy_mark: Mark | None = _option("Proxy", OPTIONAL_MARK, None, "The mark that the proxy sets on its sockets (SO_MARK).")
+    proxy_mark: Mark | None = _option(
+        "Proxy", OPTIONAL_MARK, None, "The mark that the proxy sets on its sockets (SO_MARK)."
+    )
     proxy_cgroup: str | None = _option("Proxy", CGROUP, None, "The proxy's cgroup v2 path (nft only).")
     original_source: bool = _option(
-        "Proxy", SWITCH, False, "The proxy dials the application from the client's own address, not from 127.0.0.6 or ::6."
+        "Proxy",
+        SWITCH,
+        False,
+        "The proxy dials the application from the client's own address, not from 127.0.0.6 or ::6.",
     )
     include_inbound_ports: tuple[PortRange, ...] = _option("Inbound", PORTS, (), "Capture only these ports.")
     exclude_inbound_ports: tuple[PortRange, ...] = _option("Inbound", EXCLUDED_PORTS, (), "Leave these ports alone.")
-    exclude_inbound_cidrs: tuple[Network, ...] = _option("Inbound", EXCLUDED_CIDRS, (), "Leave clients from here alone.")
-    include_outbound_ports: tuple[PortRange, ...] = _option("Outbound", PORTS, (), "Capture only these destination ports.")
-    exclude_outbound_ports: tuple[PortRange, ...] = _option("Outbound", EXCLUDED_PORTS, (), "Leave these destination ports alone.")
+    exclude_inbound_cidrs: tuple[Network, ...] = _option(
+        "Inbound", EXCLUDED_CIDRS, (), "Leave clients from here alone."
+    )
+    include_outbound_ports: tuple[PortRange, ...] = _option(
+        "Outbound", PORTS, (), "Capture only these destination ports."
+    )
+    exclude_outbound_ports: tuple[PortRange, ...] = _option(
+        "Outbound", EXCLUDED_PORTS, (), "Leave these destination ports alone."
+    )
     include_outbound_cidrs: tuple[Network, ...] = _option("Outbound", CIDRS, (), "Capture only these destinations.")
-    exclude_outbound_cidrs: tuple[Network, ...] = _option("Outbound", EXCLUDED_CIDRS, (), "Leave these destinations alone.")
+    exclude_outbound_cidrs: tuple[Network, ...] = _option(
+        "Outbound", EXCLUDED_CIDRS, (), "Leave these destinations alone."
+    )
     include_uids: tuple[IdRange, ...] = _option("Outbound", UIDS, (), "Capture only what these users send.")
     exclude_uids: tuple[IdRange, ...] = _option("Outbound", UIDS, (), "Leave alone what these users send.")
     include_gids: tuple[IdRange, ...] = _option("Outbound", GIDS, (), "Capture only what these groups send.")
     exclude_gids: tuple[IdRange, ...] = _option("Outbound", GIDS, (), "Leave alone what these groups send.")
     exclude_outbound_for_uids: tuple[UidRule, ...] = _option(
-        "Outbound", UID_RULES, (), "Leave alone [proto:[ports:]]uids, like tcp:80,443:1000-1010; separate several by ';'."
+        "Outbound",
+        UID_RULES,
+        (),
+        "Leave alone [proto:[ports:]]uids, like tcp:80,443:1000-1010; separate several by ';'.",
     )
-    exclude_interfaces: tuple[str, ...] = _option("Interfaces", INTERFACES, (), "Leave these interfaces alone, both ways.")
+    exclude_interfaces: tuple[str, ...] = _option(
+        "Interfaces", INTERFACES, (), "Leave these interfaces alone, both ways."
+    )
     virtual_interfaces: tuple[str, ...] = _option(
         "Interfaces", INTERFACES, (), "Capture what comes in here as outbound (docker0, a KubeVirt bridge)."
     )
     ip_family: Literal["auto", "v4", "v6", "dual"] = _option(
-        "IP families", _one_of("auto", "v4", "v6", "dual"), "auto", "The families to capture; auto: those the kernel has."
+        "IP families",
+        _one_of("auto", "v4", "v6", "dual"),
+        "auto",
+        "The families to capture; auto: those the kernel has.",
     )
     uncovered_family: Literal["block", "bypass"] = _option(
         "IP families", _one_of("block", "bypass"), "block", "What becomes of traffic of a family that is not captured."
@@ -253,7 +282,9 @@ def _equal_ports(config: Config) -> list[Problem]:
 def _uncovered_cidrs(config: Config) -> list[Problem]:
     names = ("exclude_inbound_cidrs", "include_outbound_cidrs", "exclude_outbound_cidrs")
     return [
-        Problem(FIELD[name].flag, str(network), f"an IP{Family.of(network).value} CIDR with --ip-family {config.ip_family}")
+        Problem(
+            FIELD[name].flag, str(network), f"an IP{Family.of(network).value} CIDR with --ip-family {config.ip_family}"
+        )
         for name in names
         for network in getattr(config, name)
         if config.family_excluded(Family.of(network))
@@ -274,7 +305,11 @@ def _marks(config: Config) -> list[Problem]:
     mark = config.tproxy_mark
     last = mark.value + 2
     if last > mark.mask or last & ~mark.mask or (mark.value + 1) & ~mark.mask:
-        return [_problem(config, "tproxy_mark", "the mask has no room for the mark and the two values after it; 0x539/0xfff has")]
+        return [
+            _problem(
+                config, "tproxy_mark", "the mask has no room for the mark and the two values after it; 0x539/0xfff has"
+            )
+        ]
     if config.proxy_mark is None:
         return []
     common = config.proxy_mark.mask & mark.mask

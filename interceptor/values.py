@@ -145,7 +145,7 @@ def parse_ids(text: str, lookup: NameLookup) -> tuple[IdRange, ...]:
 
 
 def parse_cidrs(text: str) -> tuple[Network, ...]:
-    """Addresses and CIDRs of both families in a comma list; host bits must be zero. `*` alone means all and gives ()."""
+    """Addresses and CIDRs of both families in a comma list; host bits must be zero. `*` alone gives ()."""
     if text.strip() == "*":
         return ()
     found: dict[Network, None] = {}

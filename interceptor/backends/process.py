@@ -1,0 +1,62 @@
+"""The one place that starts programs: an argv list, text in, text out, a deadline. Never a shell."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from interceptor.errors import BackendError
+
+# iptables-legacy waits for a lock that kube-proxy may hold for seconds; Istio waits 30 s, Kuma 5 s. A hung nft is killed.
+TIMEOUT_S = 30.0
+# Debian's cron and some images have no sbin in PATH; the programs are there all the same.
+SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+# nft's and iptables' messages are compared and shown; xtables' lock stays its own.
+ENVIRONMENT = {"LC_ALL": "C", "PATH": SEARCH_PATH}
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a program printed, and its exit status."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+def find(program: str) -> str | None:
+    """The program's path, or None when it is not installed."""
+    return shutil.which(program, path=SEARCH_PATH)
+
+
+def run(argv: Sequence[str], *, stdin: str = "", timeout_s: float = TIMEOUT_S) -> Result:
+    """Run `argv` to its end, whatever its exit status. Raises BackendError when it cannot run or takes too long."""
+    path = find(argv[0]) if "/" not in argv[0] else argv[0]
+    if path is None:
+        raise BackendError(f"{argv[0]} is not installed here")
+    try:
+        done = subprocess.run(
+            [path, *argv[1:]],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+            env=ENVIRONMENT,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise BackendError(f"{' '.join(argv)}: no answer for {timeout_s:g} s, ended") from error
+    except OSError as error:
+        raise BackendError(f"{' '.join(argv)}: {error.strerror}") from error
+    return Result(done.returncode, done.stdout, done.stderr)
+
+
+def run_checked(argv: Sequence[str], *, stdin: str = "", doing: str, timeout_s: float = TIMEOUT_S) -> str:
+    """Run `argv`; its stdout. Raises BackendError, with `doing` and stderr, unless it exits 0."""
+    result = run(argv, stdin=stdin, timeout_s=timeout_s)
+    if result.status != 0:
+        stderr = " / ".join(line.strip() for line in result.stderr.splitlines() if line.strip())[:2000]
+        raise BackendError(f"{doing}: {argv[0]} exit {result.status}: {stderr or 'no message'}")
+    return result.stdout

@@ -1,0 +1,392 @@
+"""build_plan: from a Config and the facts about a host to the Plan. Pure; the decisions are in outbound.py and inbound.py.
+
+This module says which of the kernel's hooks lead where, for each mechanism.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from interceptor.config import Config
+from interceptor.errors import Unsupported
+from interceptor.plan import outbound as out
+from interceptor.plan.inbound import inbound_chain
+from interceptor.plan.model import (
+    Chain,
+    Direction,
+    Drop,
+    Goto,
+    Hook,
+    HostFacts,
+    Jump,
+    Log,
+    Match,
+    Plan,
+    PolicyRoute,
+    Redirect,
+    Return,
+    Rule,
+    SetConnmark,
+    SetMark,
+    Table,
+    Tproxy,
+    Verdict,
+)
+from interceptor.values import Family, Mark, Network, Proto
+
+FIRST_TCP = Match(proto=Proto.TCP, syn=True)
+DNS_UDP = Match(proto=Proto.UDP, dports=out.DNS_PORTS)
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionMarks:
+    """What a TPROXY'd connection is; the values follow `--tproxy-mark`, under its mask."""
+
+    outbound: Mark  # captured on its way out: its packets are sent round through lo
+    self_call: Mark  # the proxy to its own pod: inbound
+    original_source: Mark  # the proxy to the application, from the client's address: replies come back through lo
+    none: Mark
+
+    @classmethod
+    def of(cls, mark: Mark) -> ConnectionMarks:
+        outbound, self_call, original_source = (Mark(mark.value + step, mark.mask) for step in range(3))
+        return cls(outbound, self_call, original_source, none=Mark(0, mark.mask))
+
+
+def build_plan(config: Config, facts: HostFacts) -> Plan:
+    """The plan for `config` on a host with these `facts`.
+
+    Raises Unsupported when `config` asks for a family that the kernel does not have.
+    """
+    covered = _covered_families(config, facts)
+    blocked = tuple(family for family in facts.kernel_families if family not in covered)
+    builder = _Builder(config, facts, covered, blocked if config.uncovered_family == "block" else ())
+    return builder.plan()
+
+
+def _covered_families(config: Config, facts: HostFacts) -> tuple[Family, ...]:
+    wanted = {"auto": facts.kernel_families, "dual": tuple(Family), "v4": (Family.V4,), "v6": (Family.V6,)}[
+        config.ip_family
+    ]
+    missing = [family.value for family in wanted if family not in facts.kernel_families]
+    if missing:
+        raise Unsupported(
+            f"--ip-family {config.ip_family}: this kernel has no IP{missing[0]} here; --ip-family auto takes what there is"
+        )
+    return wanted
+
+
+def resolvers(config: Config, facts: HostFacts) -> tuple[Network, ...] | None:
+    """The DNS servers whose queries are captured; None for any."""
+    return facts.resolvers if config.dns == "resolv-conf" else None
+
+
+class _Builder:
+    """Holds what every step needs; each method is one hook or one group of chains."""
+
+    def __init__(
+        self, config: Config, facts: HostFacts, covered: tuple[Family, ...], blocked: tuple[Family, ...]
+    ) -> None:
+        self.config = config
+        self.facts = facts
+        self.covered = covered
+        self.blocked = blocked
+        self.marks = ConnectionMarks.of(config.tproxy_mark)
+        self.dns = config.dns != "off"
+        self.udp_out = config.udp == "tproxy" and config.outbound != "off"
+        self.udp_in = config.udp == "tproxy" and config.inbound != "off"
+        self.keeps_source = config.original_source and config.inbound != "off"
+
+    def plan(self) -> Plan:
+        chains = (*self.tracking(), *self.mangle(), *self.nat())
+        routed = self.config.uses_tproxy or self.keeps_source
+        return Plan(
+            families=self.covered,
+            chains=tuple(chain for chain in chains if chain.rules or chain.hook is None),
+            routes=tuple(
+                PolicyRoute(family, self.config.tproxy_mark, self.config.tproxy_table) for family in self.covered
+            )
+            if routed
+            else (),
+            inbound_source_v6=Family.V6 in self.covered and self.config.inbound != "off" and not self.keeps_source,
+        )
+
+    def enter(self, match: Match, verdict: Verdict, why: str, option: str) -> Iterator[Rule]:
+        """Rules of a hook's chain, for the covered families only."""
+        families = self.covered if self.blocked or len(self.covered) == 1 else (None,)
+        for family in families:
+            yield Rule(replace(match, family=family), verdict, why, option)
+
+    # --- connection tracking -------------------------------------------------------------------------------------
+
+    def tracking(self) -> Iterator[Chain]:
+        if self.dns or self.udp_out:
+            yield Chain(Table.RAW, "ZONE", out.zone_rules(self.config))
+            entry = tuple(self.enter(Match(proto=Proto.UDP), Jump("ZONE"), "conntrack zones", "--dns"))
+            yield Chain(Table.RAW, "OUTPUT", entry, Hook.OUTPUT)
+        if self.config.outbound != "off" or self.dns:
+            yield from out.timeout_chains(self.config, "SHORT")
+            entry = tuple(self.enter(Match(proto=Proto.TCP), Jump("SHORT"), "conntrack timeouts", "--outbound"))
+            yield Chain(Table.TIMEOUT, "OUTPUT", entry, Hook.OUTPUT)
+
+    # --- NAT: REDIRECT and DNS -----------------------------------------------------------------------------------
+
+    def nat(self) -> Iterator[Chain]:
+        redirects_out = self.config.outbound == "redirect"
+        redirects_in = self.config.inbound == "redirect"
+        local: list[Rule] = []
+        arriving = list(out.excluded_interfaces(self.config, outgoing=False))
+        capturing = out.Capturing(
+            Table.NAT,
+            (Proto.TCP,) if redirects_out else (),
+            "TO_OUTBOUND",
+            to_dns="TO_DNS" if self.dns else None,
+            resolvers=resolvers(self.config, self.facts),
+        )
+        entries = [(match, option) for match, option in self._nat_entries(redirects_out)]
+        if entries:
+            yield from out.local_chains(self.config, capturing, "PROXY", "OUTBOUND")
+            proxy = out.self_call_rules("INBOUND") if redirects_in else ()
+            yield Chain(Table.NAT, "PROXY", proxy)
+            if self.config.virtual_interfaces:
+                yield from out.virtual_chains(self.config, capturing, "VIRTUAL")
+        elif redirects_in:
+            for match, option in out.identities(self.config):
+                local += self.enter(
+                    replace(match, proto=Proto.TCP, syn=True, out_interface="lo"),
+                    Jump("PROXY"),
+                    "the proxy's own",
+                    option,
+                )
+            yield Chain(Table.NAT, "PROXY", out.self_call_rules("INBOUND"))
+        for match, option in entries:
+            local += self.enter(match, Jump("OUTBOUND"), "outbound", option)
+            for interface in self.config.virtual_interfaces:
+                arriving += self.enter(
+                    replace(match, in_interface=interface),
+                    Goto("VIRTUAL"),
+                    f"{interface} counts as outbound",
+                    "--virtual-interfaces",
+                )
+        if redirects_in:
+            yield inbound_chain(self.config, Table.NAT, (Proto.TCP,), "TO_INBOUND", "INBOUND")
+            arriving += self.enter(FIRST_TCP, Jump("INBOUND"), "inbound", "--inbound")
+        yield from self._nat_sinks(redirects_out, redirects_in)
+        yield Chain(Table.NAT, "OUTPUT", tuple(local), Hook.OUTPUT)
+        if len(arriving) > len(self.config.exclude_interfaces):
+            yield Chain(Table.NAT, "PREROUTING", tuple(arriving), Hook.PREROUTING)
+
+    def _nat_entries(self, redirects_out: bool) -> Iterator[tuple[Match, str]]:
+        # Only SYNs: a connection older than the rules, or one whose entry has expired, is never torn to the proxy midway.
+        if redirects_out:
+            yield FIRST_TCP, "--outbound"
+        elif self.dns:
+            yield replace(FIRST_TCP, dports=out.DNS_PORTS), "--dns"
+        if self.dns:
+            yield DNS_UDP, "--dns"
+
+    def _nat_sinks(self, redirects_out: bool, redirects_in: bool) -> Iterator[Chain]:
+        config = self.config
+        if redirects_out:
+            yield self._sink(
+                Table.NAT, "TO_OUTBOUND", "out", _redirect(Proto.TCP, config.outbound_port, "--outbound-port")
+            )
+        if redirects_in:
+            yield self._sink(Table.NAT, "TO_INBOUND", "in", _redirect(Proto.TCP, config.inbound_port, "--inbound-port"))
+        if self.dns:
+            both = [_redirect(proto, config.dns_port, "--dns-port") for proto in Proto]
+            yield self._sink(Table.NAT, "TO_DNS", "dns", *both)
+
+    def _sink(self, table: Table, name: str, prefix: str, *rules: Rule) -> Chain:
+        log = (Rule(Match(), Log(f"interceptor {prefix}: "), "logged", "--log-rules"),) if self.config.log_rules else ()
+        return Chain(table, name, (*log, *rules))
+
+    # --- mangle: TPROXY, original source, blocked families --------------------------------------------------------
+
+    def mangle(self) -> Iterator[Chain]:
+        config = self.config
+        protos = tuple(
+            proto
+            for proto, captured in ((Proto.TCP, config.outbound == "tproxy"), (Proto.UDP, self.udp_out))
+            if captured
+        )
+        capturing = out.Capturing(
+            Table.MANGLE, protos, "MARK_OUTBOUND", skip_dns=self.dns, resolvers=resolvers(config, self.facts)
+        )
+        if protos:
+            yield from out.local_chains(config, capturing, "MARK_PROXY", "MARK")
+            yield self._sink(Table.MANGLE, "MARK_OUTBOUND", "out", *self._outbound_marks(protos))
+            if config.virtual_interfaces:
+                yield from out.virtual_chains(config, replace(capturing, to_proxy="TPROXY_OUTBOUND"), "MARK_VIRTUAL")
+                tproxies = [
+                    _tproxy(proto, config.outbound_port, config.tproxy_mark, "--outbound-port") for proto in protos
+                ]
+                yield self._sink(Table.MANGLE, "TPROXY_OUTBOUND", "out", *tproxies)
+        if protos or config.inbound == "tproxy" or self.keeps_source:
+            yield Chain(Table.MANGLE, "MARK_PROXY", tuple(self._mark_proxy_rules()))
+        arriving_protos = self._inbound_tproxy_protos()
+        if arriving_protos:
+            yield inbound_chain(config, Table.MANGLE, arriving_protos, "TPROXY_INBOUND", "TPROXY_IN")
+            tproxies = [
+                _tproxy(proto, config.inbound_port, config.tproxy_mark, "--inbound-port") for proto in arriving_protos
+            ]
+            yield self._sink(Table.MANGLE, "TPROXY_INBOUND", "in", *tproxies)
+        yield from self._block_chains()
+        yield Chain(Table.MANGLE, "OUTPUT", tuple(self._mangle_output(protos)), Hook.OUTPUT)
+        yield Chain(Table.MANGLE, "PREROUTING", tuple(self._mangle_prerouting(protos)), Hook.PREROUTING)
+
+    def _inbound_tproxy_protos(self) -> tuple[Proto, ...]:
+        wanted = ((Proto.TCP, self.config.inbound == "tproxy"), (Proto.UDP, self.udp_in))
+        return tuple(proto for proto, captured in wanted if captured)
+
+    def _outbound_marks(self, protos: tuple[Proto, ...]) -> Iterator[Rule]:
+        if Proto.TCP in protos:
+            yield Rule(
+                Match(proto=Proto.TCP),
+                SetConnmark(self.marks.outbound),
+                "this connection goes to the proxy",
+                "--outbound",
+            )
+        if Proto.UDP in protos:
+            yield Rule(
+                Match(proto=Proto.UDP), SetMark(self.config.tproxy_mark), "this packet goes to the proxy", "--udp"
+            )
+
+    def _mark_proxy_rules(self) -> Iterator[Rule]:
+        yield Rule(Match(src=out.INBOUND_SOURCE), Return(), "the proxy's inbound leg to the application", "built in")
+        yield Rule(Match(dst=out.LOOPBACK), Return(), "the proxy to loopback stays direct", "built in")
+        over_lo = Match(proto=Proto.TCP, syn=True, out_interface="lo")
+        if self.keeps_source:
+            match = replace(over_lo, src_is_local=False)
+            yield Rule(
+                match, SetConnmark(self.marks.original_source), "replies come back to the proxy", "--original-source"
+            )
+        if self.config.inbound == "tproxy":
+            match = replace(over_lo, src_is_local=True)
+            yield Rule(match, SetConnmark(self.marks.self_call), "the proxy calls its own pod: inbound", "--inbound")
+
+    def _mangle_output(self, protos: tuple[Proto, ...]) -> Iterator[Rule]:
+        config, marks = self.config, self.marks
+        by_connection = Proto.TCP in protos or config.inbound == "tproxy" or self.keeps_source
+        if by_connection:
+            # Decided anew at each SYN: a stale entry of another connection on the same ports does not decide for this one.
+            yield from self.enter(FIRST_TCP, SetConnmark(marks.none), "decided anew", "built in")
+        if Proto.TCP in protos:
+            yield from self.enter(FIRST_TCP, Jump("MARK"), "outbound", "--outbound")
+        elif by_connection:
+            for match, option in out.identities(config):
+                over_lo = replace(match, proto=Proto.TCP, syn=True, out_interface="lo")
+                yield from self.enter(over_lo, Jump("MARK_PROXY"), "the proxy's own", option)
+        if Proto.UDP in protos:
+            yield from self.enter(Match(proto=Proto.UDP), Jump("MARK"), "outbound", "--udp")
+        if Proto.TCP in protos:
+            going = Match(proto=Proto.TCP, connmark=marks.outbound, direction=Direction.ORIGINAL)
+            yield from self.enter(going, SetMark(config.tproxy_mark), "sent round through lo", "--outbound")
+        if self.keeps_source:
+            coming = Match(proto=Proto.TCP, connmark=marks.original_source, direction=Direction.REPLY)
+            yield from self.enter(
+                coming, SetMark(config.tproxy_mark), "reply to the proxy, not to the client", "--original-source"
+            )
+        yield from self._blocked_entries(
+            "BLOCK_OUTBOUND", config.outbound != "off" or self.dns, udp=self.udp_out or self.dns
+        )
+
+    def _mangle_prerouting(self, protos: tuple[Proto, ...]) -> Iterator[Rule]:
+        config = self.config
+        if config.drop_invalid:
+            yield from self.enter(Match(invalid=True), Drop(), "conntrack calls it invalid", "--drop-invalid")
+        looped = [*self._looped(protos)]
+        arriving = [*self._arriving(protos)]
+        if looped or arriving:
+            yield from looped
+            yield from self.enter(Match(in_interface="lo"), Return(), "loopback stays direct", "built in")
+        if arriving:
+            yield from out.excluded_interfaces(config, outgoing=False)
+            yield from arriving
+
+    def _looped(self, protos: tuple[Proto, ...]) -> Iterator[Rule]:
+        """What comes back in on lo because an OUTPUT rule marked it."""
+        config, marks = self.config, self.marks
+        if Proto.TCP in protos:
+            match = Match(proto=Proto.TCP, in_interface="lo", mark=config.tproxy_mark, connmark=marks.outbound)
+            yield from self.enter(
+                match,
+                Tproxy(config.outbound_port, config.tproxy_mark),
+                "to the proxy's outbound port",
+                "--outbound-port",
+            )
+        if Proto.UDP in protos:
+            match = Match(proto=Proto.UDP, in_interface="lo", mark=config.tproxy_mark)
+            yield from self.enter(
+                match,
+                Tproxy(config.outbound_port, config.tproxy_mark),
+                "to the proxy's outbound port",
+                "--outbound-port",
+            )
+        if config.inbound == "tproxy":
+            match = Match(proto=Proto.TCP, in_interface="lo", connmark=marks.self_call, direction=Direction.ORIGINAL)
+            yield from self.enter(match, Jump("TPROXY_IN"), "the proxy calls its own pod: inbound", "--inbound")
+
+    def _arriving(self, protos: tuple[Proto, ...]) -> Iterator[Rule]:
+        for interface in self.config.virtual_interfaces:
+            for proto in protos:
+                match = Match(proto=proto, in_interface=interface, direction=Direction.ORIGINAL)
+                yield from self.enter(
+                    match, Goto("MARK_VIRTUAL"), f"{interface} counts as outbound", "--virtual-interfaces"
+                )
+        for proto in self._inbound_tproxy_protos():
+            # Replies to this pod's own connections arrive here too: their direction tells them apart.
+            local = True if proto is Proto.UDP else None
+            match = Match(proto=proto, direction=Direction.ORIGINAL, dst_is_local=local)
+            yield from self.enter(match, Jump("TPROXY_IN"), "inbound", "--inbound")
+        yield from self._blocked_entries("BLOCK_INBOUND", self.config.inbound != "off", udp=self.udp_in)
+
+    # --- families that are not captured --------------------------------------------------------------------------
+
+    def _block_chains(self) -> Iterator[Chain]:
+        if not self.blocked:
+            return
+        config = self.config
+        drop = self._sink(
+            Table.MANGLE,
+            "BLOCK",
+            "block",
+            Rule(Match(), Drop(), "this IP family is not captured: blocked", "--uncovered-family block"),
+        )
+        yield drop
+        if config.outbound != "off" or self.dns:
+            protos = ((Proto.TCP,) if config.outbound != "off" else ()) + ((Proto.UDP,) if self.udp_out else ())
+            capturing = out.Capturing(
+                Table.MANGLE,
+                protos,
+                "BLOCK",
+                to_dns="BLOCK" if self.dns else None,
+                resolvers=resolvers(config, self.facts),
+            )
+            yield from out.local_chains(config, capturing, "BLOCK_PROXY", "BLOCK_OUTBOUND")
+            yield Chain(Table.MANGLE, "BLOCK_PROXY", ())
+        if config.inbound != "off":
+            protos = (Proto.TCP, Proto.UDP) if self.udp_in else (Proto.TCP,)
+            yield inbound_chain(config, Table.MANGLE, protos, "BLOCK", "BLOCK_INBOUND")
+
+    def _blocked_entries(self, chain: str, wanted: bool, *, udp: bool) -> Iterator[Rule]:
+        for family in self.blocked if wanted else ():
+            yield Rule(
+                replace(FIRST_TCP, family=family), Jump(chain), f"IP{family.value} is not captured", "--ip-family"
+            )
+            if udp:
+                yield Rule(
+                    Match(family=family, proto=Proto.UDP, direction=Direction.ORIGINAL),
+                    Jump(chain),
+                    f"IP{family.value} is not captured",
+                    "--ip-family",
+                )
+
+
+def _redirect(proto: Proto, port: int, option: str) -> Rule:
+    return Rule(Match(proto=proto), Redirect(port), f"to the proxy's port {port}", option)
+
+
+def _tproxy(proto: Proto, port: int, mark: Mark, option: str) -> Rule:
+    return Rule(Match(proto=proto), Tproxy(port, mark), f"to the proxy's port {port}", option)

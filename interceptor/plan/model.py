@@ -1,0 +1,207 @@
+"""Plan, Chain, Rule, Match and the verdicts. Frozen, compared by value, closed. No text of any backend.
+
+A rule may become several kernel rules (one per address, per fifteen ports): it matches if any of its alternatives does, so
+lists in a Match are never negated. Rules are evaluated on every packet of a connection in RAW, TIMEOUT and MANGLE, and on
+its first packet in NAT.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TypeAlias
+
+from interceptor.values import Family, IdRange, Mark, Network, PortRange, Proto
+
+
+class Table(Enum):
+    """Where a chain is evaluated, in the order in which a packet meets them.
+
+    TIMEOUT is iptables' raw table (CT targets work on the template) and, in nft, a chain after conntrack (where
+    `ct timeout set` needs the entry to exist): one concern, two places.
+    """
+
+    RAW = "raw"
+    TIMEOUT = "timeout"
+    MANGLE = "mangle"
+    NAT = "nat"
+
+
+class Hook(Enum):
+    """Where in the kernel's packet flow a chain is entered."""
+
+    PREROUTING = "PREROUTING"
+    OUTPUT = "OUTPUT"
+
+
+class Direction(Enum):
+    """Of a packet within its connection, as conntrack sees it."""
+
+    ORIGINAL = "original"
+    REPLY = "reply"
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """All given conditions must hold; an empty tuple or None is no condition."""
+
+    family: Family | None = None
+    proto: Proto | None = None
+    syn: bool = False  # TCP's first packet: SYN without FIN, RST, ACK
+    in_interface: str | None = None
+    out_interface: str | None = None
+    src: tuple[Network, ...] = ()
+    dst: tuple[Network, ...] = ()
+    src_is_local: bool | None = None  # an address of this namespace, by the routing table
+    dst_is_local: bool | None = None
+    dports: tuple[PortRange, ...] = ()
+    uids: tuple[IdRange, ...] = ()
+    gids: tuple[IdRange, ...] = ()
+    mark: Mark | None = None
+    connmark: Mark | None = None
+    cgroup: str | None = None
+    invalid: bool = False  # conntrack state INVALID
+    direction: Direction | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Return:
+    """Leave this chain; at the end of a hook's chain the packet goes on uncaptured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Discard the packet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Redirect:
+    """To this port of this host, by NAT. The original destination stays with conntrack."""
+
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tproxy:
+    """To the transparent socket on this port, unchanged; the mark makes routing deliver it here."""
+
+    port: int
+    mark: Mark
+
+
+@dataclass(frozen=True, slots=True)
+class SetMark:
+    """Mark the packet, and look its route up again."""
+
+    mark: Mark
+
+
+@dataclass(frozen=True, slots=True)
+class SetConnmark:
+    """Mark the connection; with value 0 the mask's bits are cleared."""
+
+    mark: Mark
+
+
+@dataclass(frozen=True, slots=True)
+class Zone:
+    """Look the packet's connection up in a conntrack zone, in the original direction only.
+
+    The reply direction stays in the default zone, so no rule has to recognise replies.
+    """
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class ShortTimeouts:
+    """Give the new connection the timeouts of CLOSED_AT_ONCE, see there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """Write the packet to the kernel's log and go on."""
+
+    prefix: str
+
+
+@dataclass(frozen=True, slots=True)
+class Jump:
+    """Go on in that chain; come back when it returns."""
+
+    chain: str
+
+
+@dataclass(frozen=True, slots=True)
+class Goto:
+    """Go on in that chain; when it returns, so does this one."""
+
+    chain: str
+
+
+Verdict: TypeAlias = (
+    Return | Drop | Redirect | Tproxy | SetMark | SetConnmark | Zone | ShortTimeouts | Log | Jump | Goto
+)  # fmt: skip
+
+# Verdicts after which the packet goes to no further rule of this chain.
+TERMINAL = (Return, Drop, Redirect, Tproxy, Goto)
+
+# Seconds, by conntrack state, of a connection that leaves this host uncaptured. conntrack keeps the entry of a connection
+# that the far end reset for 10 s; a captured application that reuses the source port within that time matches the entry
+# and goes around the proxy (NAT is decided once per entry). With 0 the entry is gone at once. 60 s in FIN_WAIT is
+# the kernel's own net.ipv4.tcp_fin_timeout, after which the port can be used again (conntrack's default is 120).
+# A conntrack zone by uid would do it for packets that have an owner, but a closed socket's last packets have none.
+CLOSED_AT_ONCE: dict[str, int] = {"fin_wait": 60, "close": 0}
+TIMEOUT_NAMES = {Family.V4: "itc4", Family.V6: "itc6"}  # the kernel gives iptables-save only four characters back
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One decision. `why` becomes the rule's comment in the kernel; `option` is the flag behind it."""
+
+    match: Match
+    verdict: Verdict
+    why: str
+    option: str
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """Rules in order. `hook` is set for the chains that the kernel enters by itself; the others are jumped to."""
+
+    table: Table
+    name: str
+    rules: tuple[Rule, ...]
+    hook: Hook | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyRoute:
+    """`ip rule fwmark MARK lookup TABLE` and a default route there that delivers everything locally."""
+
+    family: Family
+    mark: Mark
+    table: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All that the kernel should hold for one Config on one host."""
+
+    families: tuple[Family, ...]
+    chains: tuple[Chain, ...]
+    routes: tuple[PolicyRoute, ...] = ()
+    inbound_source_v6: bool = False  # ::6/128 on lo, the source of the proxy's inbound leg
+
+    @property
+    def has_timeouts(self) -> bool:
+        """Whether some rule needs the CLOSED_AT_ONCE objects."""
+        return any(isinstance(rule.verdict, ShortTimeouts) for chain in self.chains for rule in chain.rules)
+
+
+@dataclass(frozen=True, slots=True)
+class HostFacts:
+    """What a plan depends on besides its Config; facts.py looks it up."""
+
+    kernel_families: tuple[Family, ...] = (Family.V4, Family.V6)
+    resolvers: tuple[Network, ...] = ()  # host networks, in resolv.conf's order

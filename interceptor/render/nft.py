@@ -1,0 +1,227 @@
+"""Render a Plan as nft text: one table for both families, one transaction. No I/O; applying it is backends/nft.py's business.
+
+Rules are written as `nft --stateless --numeric-priority list` prints them, so that what the kernel gives back can be compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import assert_never
+
+from interceptor.plan.model import (
+    CLOSED_AT_ONCE,
+    TIMEOUT_NAMES,
+    Chain,
+    Drop,
+    Goto,
+    Hook,
+    Jump,
+    Log,
+    Match,
+    Plan,
+    Redirect,
+    Return,
+    Rule,
+    SetConnmark,
+    SetMark,
+    ShortTimeouts,
+    Table,
+    Tproxy,
+    Verdict,
+    Zone,
+)
+from interceptor.values import MAX_MARK, Family, IdRange, Mark, Network, PortRange
+
+TABLE = "interceptor"
+L3 = {Family.V4: "ip", Family.V6: "ip6"}
+NFPROTO = {Family.V4: "ipv4", Family.V6: "ipv6"}
+# Hook types and priorities, linux/netfilter_ipv4.h: raw -300, conntrack -200, mangle -150, dstnat -100. NAT sits one before
+# dstnat, so that other programs' NAT does not take a packet first; timeouts one before mangle, for the same reason.
+BASE = {
+    (Table.RAW, Hook.OUTPUT): "type filter hook output priority -300",
+    (Table.TIMEOUT, Hook.OUTPUT): "type filter hook output priority -151",
+    (Table.MANGLE, Hook.OUTPUT): "type route hook output priority -150",
+    (Table.MANGLE, Hook.PREROUTING): "type filter hook prerouting priority -150",
+    (Table.NAT, Hook.OUTPUT): "type nat hook output priority -101",
+    (Table.NAT, Hook.PREROUTING): "type nat hook prerouting priority -101",
+}
+
+
+def script(plan: Plan) -> str:
+    """The whole of `plan` as input for `nft -f`: replaces whatever table of ours is there, in one transaction."""
+    return f"{delete()}{table(plan)}"
+
+
+def delete() -> str:
+    """Input for `nft -f` that removes our table; succeeds when there is none."""
+    return f"table inet {TABLE}\ndelete table inet {TABLE}\n"
+
+
+def table(plan: Plan) -> str:
+    """Our table, as a block."""
+    blocks = [*_timeouts(plan), *(_chain_block(chain, plan) for chain in plan.chains)]
+    body = "\n".join(blocks)
+    return f"table inet {TABLE} {{\n{body}}}\n"
+
+
+def chain_name(chain: Chain) -> str:
+    """The name in the kernel; all tables of the plan share one nft table."""
+    return _name(chain.table, chain.name)
+
+
+def _name(in_table: Table, name: str) -> str:
+    return f"{in_table.value}_{name}".lower()
+
+
+def _timeouts(plan: Plan) -> Iterator[str]:
+    policy = ", ".join(f"{state} : {seconds}" for state, seconds in CLOSED_AT_ONCE.items())
+    for family in plan.families if plan.has_timeouts else ():
+        yield (
+            f"\tct timeout {TIMEOUT_NAMES[family]} {{\n\t\tprotocol tcp\n\t\tl3proto {L3[family]}\n"
+            f"\t\tpolicy = {{ {policy} }}\n\t}}\n"
+        )
+
+
+def _chain_block(chain: Chain, plan: Plan) -> str:
+    lines = [f"\tchain {chain_name(chain)} {{"]
+    if chain.hook is not None:
+        lines.append(f"\t\t{BASE[chain.table, chain.hook]}; policy accept;")
+    lines += [f"\t\t{line}" for line in rules(chain, plan.families)]
+    return "\n".join((*lines, "\t}", ""))
+
+
+def rules(chain: Chain, families: Iterable[Family]) -> list[str]:
+    """The chain's rules, one line each, in order."""
+    return [line for rule in chain.rules for line in statements(chain.table, rule, tuple(families))]
+
+
+def statements(in_table: Table, rule: Rule, families: tuple[Family, ...]) -> Iterator[str]:
+    """The rule as nft writes it; several lines where families or owners need one each."""
+    for family in _families(rule, families):
+        for condition in _conditions(rule.match, family):
+            for action in _actions(in_table, rule.verdict, family):
+                parts = (condition, "" if isinstance(rule.verdict, Log) else "counter", action, f'comment "{rule.why}"')
+                yield " ".join(filter(None, parts))
+
+
+def _families(rule: Rule, covered: tuple[Family, ...]) -> tuple[Family | None, ...]:
+    """The families that need a line of their own; (None,) when one line serves all."""
+    match = rule.match
+    if match.family is not None:
+        return (match.family,)
+    if match.src or match.dst:
+        lists = [networks for networks in (match.src, match.dst) if networks]
+        return tuple(
+            family
+            for family in Family
+            if all(any(Family.of(item) is family for item in networks) for networks in lists)
+        )
+    if isinstance(rule.verdict, ShortTimeouts):
+        return covered
+    return (None,)
+
+
+def _conditions(match: Match, family: Family | None) -> Iterator[str]:
+    parts = [*_header_parts(match, family), *_address_type(match)]
+    owners = [f"meta skuid {_set(match.uids)}"] if match.uids else []
+    owners += [f"meta skgid {_set(match.gids)}"] if match.gids else []
+    for owner in owners or [""]:
+        yield " ".join(filter(None, (*parts, owner, *_state_parts(match))))
+
+
+def _header_parts(match: Match, family: Family | None) -> Iterator[str]:
+    addresses = [
+        f"{L3[family]} {end} {_networks(networks, family)}"
+        for end, networks in (("saddr", match.src), ("daddr", match.dst))
+        if networks and family is not None
+    ]
+    if family is not None and not addresses:
+        yield f"meta nfproto {NFPROTO[family]}"
+    if match.in_interface:
+        yield f'iifname "{match.in_interface}"'
+    if match.out_interface:
+        yield f'oifname "{match.out_interface}"'
+    yield from addresses
+    if match.proto is not None and not match.dports and not match.syn:
+        yield f"meta l4proto {match.proto.value}"
+    if match.proto is not None and match.dports:
+        yield f"{match.proto.value} dport {_set(match.dports)}"
+    if match.syn:
+        yield "tcp flags syn / fin,syn,rst,ack"
+
+
+def _address_type(match: Match) -> Iterator[str]:
+    for end, wanted in (("saddr", match.src_is_local), ("daddr", match.dst_is_local)):
+        if wanted is not None:
+            yield f"fib {end} type {'' if wanted else '!= '}local"
+
+
+def _state_parts(match: Match) -> Iterator[str]:
+    if match.cgroup is not None:
+        yield f'socket cgroupv2 level {match.cgroup.count("/") + 1} "{match.cgroup}"'
+    if match.mark is not None:
+        yield _mark_test("meta mark", match.mark)
+    if match.connmark is not None:
+        yield _mark_test("ct mark", match.connmark)
+    if match.invalid:
+        yield "ct state invalid"
+    if match.direction is not None:
+        yield f"ct direction {match.direction.value}"
+
+
+def _mark_test(left: str, mark: Mark) -> str:
+    if mark.mask == MAX_MARK:
+        return f"{left} {mark.value:#010x}"
+    return f"{left} & {mark.mask:#010x} == {mark.value:#010x}"
+
+
+def _mark_assignment(left: str, mark: Mark) -> str:
+    if mark.mask == MAX_MARK:
+        return f"{left} set {mark.value:#010x}"
+    # nft writes the bits that are set afterwards as kept, too: (x & kept) | value == (x & (kept | value)) | value.
+    kept = (~mark.mask & MAX_MARK) | mark.value
+    return f"{left} set {left} & {kept:#010x}" + (f" | {mark.value:#010x}" if mark.value else "")
+
+
+def _set(values: tuple[PortRange, ...] | tuple[IdRange, ...]) -> str:
+    return str(values[0]) if len(values) == 1 else "{ " + ", ".join(str(value) for value in values) + " }"
+
+
+def _networks(networks: tuple[Network, ...], family: Family) -> str:
+    members = [_network(item) for item in networks if Family.of(item) is family]
+    return members[0] if len(members) == 1 else "{ " + ", ".join(members) + " }"
+
+
+def _network(network: Network) -> str:
+    whole = network.prefixlen == network.max_prefixlen
+    return str(network.network_address) if whole else str(network)
+
+
+def _actions(in_table: Table, verdict: Verdict, family: Family | None) -> tuple[str, ...]:  # noqa: PLR0911
+    match verdict:
+        case Return():
+            return ("return",)
+        case Drop():
+            return ("drop",)
+        case Redirect(port):
+            return (f"redirect to :{port}",)
+        case Tproxy(port, mark):
+            # Where nobody listens, nft goes on to the next rule (xt_TPROXY drops): without the second line it would leak.
+            return (f"{_mark_assignment('meta mark', mark)} tproxy to :{port} accept", "drop")
+        case SetMark(mark):
+            return (_mark_assignment("meta mark", mark),)
+        case SetConnmark(mark):
+            return (_mark_assignment("ct mark", mark),)
+        case Zone(number):
+            return (f"ct original zone set {number}",)
+        case ShortTimeouts():
+            assert family is not None
+            return (f'ct timeout set "{TIMEOUT_NAMES[family]}"',)
+        case Log(prefix):
+            return (f'log prefix "{prefix}"',)
+        case Jump(chain):
+            return (f"jump {_name(in_table, chain)}",)
+        case Goto(chain):
+            return (f"goto {_name(in_table, chain)}",)
+        case _:
+            assert_never(verdict)
