@@ -170,9 +170,7 @@ class Config:
         "Proxy", UIDS, (IdRange(1337, 1337),), "Users whose traffic is the proxy's own and never captured outbound."
     )
     proxy_gid: tuple[IdRange, ...] = _option("Proxy", GIDS, (IdRange(1337, 1337),), "Groups likewise.")
-    proxy_mark: Mark | None = _option(
-        "Proxy", OPTIONAL_MARK, None, "The mark that the proxy sets on its sockets (SO_MARK)."
-    )
+    proxy_mark: Mark | None = _option("Proxy", OPTIONAL_MARK, None, "The mark that the proxy sets on its sockets (SO_MARK).")
     proxy_cgroup: str | None = _option("Proxy", CGROUP, None, "The proxy's cgroup v2 path (nft only).")
     original_source: bool = _option(
         "Proxy",
@@ -182,19 +180,13 @@ class Config:
     )
     include_inbound_ports: tuple[PortRange, ...] = _option("Inbound", PORTS, (), "Capture only these ports.")
     exclude_inbound_ports: tuple[PortRange, ...] = _option("Inbound", EXCLUDED_PORTS, (), "Leave these ports alone.")
-    exclude_inbound_cidrs: tuple[Network, ...] = _option(
-        "Inbound", EXCLUDED_CIDRS, (), "Leave clients from here alone."
-    )
-    include_outbound_ports: tuple[PortRange, ...] = _option(
-        "Outbound", PORTS, (), "Capture only these destination ports."
-    )
+    exclude_inbound_cidrs: tuple[Network, ...] = _option("Inbound", EXCLUDED_CIDRS, (), "Leave clients from here alone.")
+    include_outbound_ports: tuple[PortRange, ...] = _option("Outbound", PORTS, (), "Capture only these destination ports.")
     exclude_outbound_ports: tuple[PortRange, ...] = _option(
         "Outbound", EXCLUDED_PORTS, (), "Leave these destination ports alone."
     )
     include_outbound_cidrs: tuple[Network, ...] = _option("Outbound", CIDRS, (), "Capture only these destinations.")
-    exclude_outbound_cidrs: tuple[Network, ...] = _option(
-        "Outbound", EXCLUDED_CIDRS, (), "Leave these destinations alone."
-    )
+    exclude_outbound_cidrs: tuple[Network, ...] = _option("Outbound", EXCLUDED_CIDRS, (), "Leave these destinations alone.")
     include_uids: tuple[IdRange, ...] = _option("Outbound", UIDS, (), "Capture only what these users send.")
     exclude_uids: tuple[IdRange, ...] = _option("Outbound", UIDS, (), "Leave alone what these users send.")
     include_gids: tuple[IdRange, ...] = _option("Outbound", GIDS, (), "Capture only what these groups send.")
@@ -205,9 +197,7 @@ class Config:
         (),
         "Leave alone [proto:[ports:]]uids, like tcp:80,443:1000-1010; separate several by ';'.",
     )
-    exclude_interfaces: tuple[str, ...] = _option(
-        "Interfaces", INTERFACES, (), "Leave these interfaces alone, both ways."
-    )
+    exclude_interfaces: tuple[str, ...] = _option("Interfaces", INTERFACES, (), "Leave these interfaces alone, both ways.")
     virtual_interfaces: tuple[str, ...] = _option(
         "Interfaces", INTERFACES, (), "Capture what comes in here as outbound (docker0, a KubeVirt bridge)."
     )
@@ -282,9 +272,7 @@ def _equal_ports(config: Config) -> list[Problem]:
 def _uncovered_cidrs(config: Config) -> list[Problem]:
     names = ("exclude_inbound_cidrs", "include_outbound_cidrs", "exclude_outbound_cidrs")
     return [
-        Problem(
-            FIELD[name].flag, str(network), f"an IP{Family.of(network).value} CIDR with --ip-family {config.ip_family}"
-        )
+        Problem(FIELD[name].flag, str(network), f"an IP{Family.of(network).value} CIDR with --ip-family {config.ip_family}")
         for name in names
         for network in getattr(config, name)
         if config.family_excluded(Family.of(network))
@@ -306,9 +294,7 @@ def _marks(config: Config) -> list[Problem]:
     last = mark.value + 2
     if last > mark.mask or last & ~mark.mask or (mark.value + 1) & ~mark.mask:
         return [
-            _problem(
-                config, "tproxy_mark", "the mask has no room for the mark and the two values after it; 0x539/0xfff has"
-            )
+            _problem(config, "tproxy_mark", "the mask has no room for the mark and the two values after it; 0x539/0xfff has")
         ]
     if config.proxy_mark is None:
         return []

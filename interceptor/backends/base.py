@@ -86,8 +86,7 @@ def compare_chain(where: str, wanted: Sequence[str], found: Sequence[str]) -> li
             continue
         pairs = min(last - first, stop - start)
         differences += [
-            Difference("changed", where, f"{found[start + step]} (should be: {wanted[first + step]})")
-            for step in range(pairs)
+            Difference("changed", where, f"{found[start + step]} (should be: {wanted[first + step]})") for step in range(pairs)
         ]
         differences += [Difference("missing", where, rule) for rule in wanted[first + pairs : last]]
         differences += [Difference("extra", where, rule) for rule in found[start + pairs : stop]]

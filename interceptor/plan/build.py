@@ -66,9 +66,7 @@ def build_plan(config: Config, facts: HostFacts) -> Plan:
 
 
 def _covered_families(config: Config, facts: HostFacts) -> tuple[Family, ...]:
-    wanted = {"auto": facts.kernel_families, "dual": tuple(Family), "v4": (Family.V4,), "v6": (Family.V6,)}[
-        config.ip_family
-    ]
+    wanted = {"auto": facts.kernel_families, "dual": tuple(Family), "v4": (Family.V4,), "v6": (Family.V6,)}[config.ip_family]
     missing = [family.value for family in wanted if family not in facts.kernel_families]
     if missing:
         raise Unsupported(
@@ -85,9 +83,7 @@ def resolvers(config: Config, facts: HostFacts) -> tuple[Network, ...] | None:
 class _Builder:
     """Holds what every step needs; each method is one hook or one group of chains."""
 
-    def __init__(
-        self, config: Config, facts: HostFacts, covered: tuple[Family, ...], blocked: tuple[Family, ...]
-    ) -> None:
+    def __init__(self, config: Config, facts: HostFacts, covered: tuple[Family, ...], blocked: tuple[Family, ...]) -> None:
         self.config = config
         self.facts = facts
         self.covered = covered
@@ -104,9 +100,7 @@ class _Builder:
         return Plan(
             families=self.covered,
             chains=tuple(chain for chain in chains if chain.rules or chain.hook is None),
-            routes=tuple(
-                PolicyRoute(family, self.config.tproxy_mark, self.config.tproxy_table) for family in self.covered
-            )
+            routes=tuple(PolicyRoute(family, self.config.tproxy_mark, self.config.tproxy_table) for family in self.covered)
             if routed
             else (),
             inbound_source_v6=Family.V6 in self.covered and self.config.inbound != "off" and not self.keeps_source,
@@ -189,9 +183,7 @@ class _Builder:
     def _nat_sinks(self, redirects_out: bool, redirects_in: bool) -> Iterator[Chain]:
         config = self.config
         if redirects_out:
-            yield self._sink(
-                Table.NAT, "TO_OUTBOUND", "out", _redirect(Proto.TCP, config.outbound_port, "--outbound-port")
-            )
+            yield self._sink(Table.NAT, "TO_OUTBOUND", "out", _redirect(Proto.TCP, config.outbound_port, "--outbound-port"))
         if redirects_in:
             yield self._sink(Table.NAT, "TO_INBOUND", "in", _redirect(Proto.TCP, config.inbound_port, "--inbound-port"))
         if self.dns:
@@ -207,9 +199,7 @@ class _Builder:
     def mangle(self) -> Iterator[Chain]:
         config = self.config
         protos = tuple(
-            proto
-            for proto, captured in ((Proto.TCP, config.outbound == "tproxy"), (Proto.UDP, self.udp_out))
-            if captured
+            proto for proto, captured in ((Proto.TCP, config.outbound == "tproxy"), (Proto.UDP, self.udp_out)) if captured
         )
         capturing = out.Capturing(
             Table.MANGLE, protos, "MARK_OUTBOUND", skip_dns=self.dns, resolvers=resolvers(config, self.facts)
@@ -219,18 +209,14 @@ class _Builder:
             yield self._sink(Table.MANGLE, "MARK_OUTBOUND", "out", *self._outbound_marks(protos))
             if config.virtual_interfaces:
                 yield from out.virtual_chains(config, replace(capturing, to_proxy="TPROXY_OUTBOUND"), "MARK_VIRTUAL")
-                tproxies = [
-                    _tproxy(proto, config.outbound_port, config.tproxy_mark, "--outbound-port") for proto in protos
-                ]
+                tproxies = [_tproxy(proto, config.outbound_port, config.tproxy_mark, "--outbound-port") for proto in protos]
                 yield self._sink(Table.MANGLE, "TPROXY_OUTBOUND", "out", *tproxies)
         if protos or config.inbound == "tproxy" or self.keeps_source:
             yield Chain(Table.MANGLE, "MARK_PROXY", tuple(self._mark_proxy_rules()))
         arriving_protos = self._inbound_tproxy_protos()
         if arriving_protos:
             yield inbound_chain(config, Table.MANGLE, arriving_protos, "TPROXY_INBOUND", "TPROXY_IN")
-            tproxies = [
-                _tproxy(proto, config.inbound_port, config.tproxy_mark, "--inbound-port") for proto in arriving_protos
-            ]
+            tproxies = [_tproxy(proto, config.inbound_port, config.tproxy_mark, "--inbound-port") for proto in arriving_protos]
             yield self._sink(Table.MANGLE, "TPROXY_INBOUND", "in", *tproxies)
         yield from self._block_chains()
         yield Chain(Table.MANGLE, "OUTPUT", tuple(self._mangle_output(protos)), Hook.OUTPUT)
@@ -249,9 +235,7 @@ class _Builder:
                 "--outbound",
             )
         if Proto.UDP in protos:
-            yield Rule(
-                Match(proto=Proto.UDP), SetMark(self.config.tproxy_mark), "this packet goes to the proxy", "--udp"
-            )
+            yield Rule(Match(proto=Proto.UDP), SetMark(self.config.tproxy_mark), "this packet goes to the proxy", "--udp")
 
     def _mark_proxy_rules(self) -> Iterator[Rule]:
         yield Rule(Match(src=out.INBOUND_SOURCE), Return(), "the proxy's inbound leg to the application", "built in")
@@ -259,9 +243,7 @@ class _Builder:
         over_lo = Match(proto=Proto.TCP, syn=True, out_interface="lo")
         if self.keeps_source:
             match = replace(over_lo, src_is_local=False)
-            yield Rule(
-                match, SetConnmark(self.marks.original_source), "replies come back to the proxy", "--original-source"
-            )
+            yield Rule(match, SetConnmark(self.marks.original_source), "replies come back to the proxy", "--original-source")
         if self.config.inbound == "tproxy":
             match = replace(over_lo, src_is_local=True)
             yield Rule(match, SetConnmark(self.marks.self_call), "the proxy calls its own pod: inbound", "--inbound")
@@ -288,9 +270,7 @@ class _Builder:
             yield from self.enter(
                 coming, SetMark(config.tproxy_mark), "reply to the proxy, not to the client", "--original-source"
             )
-        yield from self._blocked_entries(
-            "BLOCK_OUTBOUND", config.outbound != "off" or self.dns, udp=self.udp_out or self.dns
-        )
+        yield from self._blocked_entries("BLOCK_OUTBOUND", config.outbound != "off" or self.dns, udp=self.udp_out or self.dns)
 
     def _mangle_prerouting(self, protos: tuple[Proto, ...]) -> Iterator[Rule]:
         config = self.config
@@ -332,9 +312,7 @@ class _Builder:
         for interface in self.config.virtual_interfaces:
             for proto in protos:
                 match = Match(proto=proto, in_interface=interface, direction=Direction.ORIGINAL)
-                yield from self.enter(
-                    match, Goto("MARK_VIRTUAL"), f"{interface} counts as outbound", "--virtual-interfaces"
-                )
+                yield from self.enter(match, Goto("MARK_VIRTUAL"), f"{interface} counts as outbound", "--virtual-interfaces")
         for proto in self._inbound_tproxy_protos():
             # Replies to this pod's own connections arrive here too: their direction tells them apart.
             local = True if proto is Proto.UDP else None
@@ -372,9 +350,7 @@ class _Builder:
 
     def _blocked_entries(self, chain: str, wanted: bool, *, udp: bool) -> Iterator[Rule]:
         for family in self.blocked if wanted else ():
-            yield Rule(
-                replace(FIRST_TCP, family=family), Jump(chain), f"IP{family.value} is not captured", "--ip-family"
-            )
+            yield Rule(replace(FIRST_TCP, family=family), Jump(chain), f"IP{family.value} is not captured", "--ip-family")
             if udp:
                 yield Rule(
                     Match(family=family, proto=Proto.UDP, direction=Direction.ORIGINAL),

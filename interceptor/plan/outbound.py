@@ -17,9 +17,7 @@ from interceptor.values import Network, PortRange, Proto
 DNS_PORTS = (PortRange(53, 53),)
 LOOPBACK: tuple[Network, ...] = (ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128"))
 INBOUND_SOURCE: tuple[Network, ...] = (ipaddress.ip_network("127.0.0.6/32"), ipaddress.ip_network("::6/128"))
-MULTICAST: tuple[Network, ...] = tuple(
-    ipaddress.ip_network(text) for text in ("224.0.0.0/4", "255.255.255.255/32", "ff00::/8")
-)
+MULTICAST: tuple[Network, ...] = tuple(ipaddress.ip_network(text) for text in ("224.0.0.0/4", "255.255.255.255/32", "ff00::/8"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,9 +136,7 @@ def _dns(capturing: Capturing) -> Iterator[Rule]:
 
 def _multicast(capturing: Capturing) -> Iterator[Rule]:
     if Proto.UDP in capturing.protos:
-        yield Rule(
-            Match(proto=Proto.UDP, dst=MULTICAST), Return(), "multicast and broadcast have no one proxy", "built in"
-        )
+        yield Rule(Match(proto=Proto.UDP, dst=MULTICAST), Return(), "multicast and broadcast have no one proxy", "built in")
 
 
 def _include_stages(
@@ -195,9 +191,7 @@ def timeout_chains(config: Config, name: str) -> Iterator[Chain]:
         rules.append(Rule(Match(proto=Proto.TCP, uids=config.exclude_uids), short, why, "--exclude-uids"))
     if config.exclude_gids:
         rules.append(Rule(Match(proto=Proto.TCP, gids=config.exclude_gids), short, why, "--exclude-gids"))
-    rules += [
-        Rule(match, short, why, "--exclude-outbound-for-uids") for match in uid_rule_matches(config, (Proto.TCP,))
-    ]
+    rules += [Rule(match, short, why, "--exclude-outbound-for-uids") for match in uid_rule_matches(config, (Proto.TCP,))]
     owners = [(Match(uids=config.include_uids), "--include-uids")] if config.include_uids else []
     owners += [(Match(gids=config.include_gids), "--include-gids")] if config.include_gids else []
     chain_name = name

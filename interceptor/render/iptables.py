@@ -70,9 +70,7 @@ def rules(plan: Plan, family: Family) -> dict[str, TableRules]:
 def _reachable(plan: Plan, family: Family) -> list[Chain]:
     """The chains that a packet of `family` can come to, in the plan's order."""
     by_name = {(chain.table, chain.name): chain for chain in plan.chains}
-    todo = [
-        chain for chain in plan.chains if chain.hook is not None and any(_applies(rule, family) for rule in chain.rules)
-    ]
+    todo = [chain for chain in plan.chains if chain.hook is not None and any(_applies(rule, family) for rule in chain.rules)]
     seen: set[tuple[Table, str]] = set()
     while todo:
         chain = todo.pop()
@@ -80,9 +78,7 @@ def _reachable(plan: Plan, family: Family) -> list[Chain]:
             continue
         seen.add((chain.table, chain.name))
         targets = [
-            rule.verdict.chain
-            for rule in chain.rules
-            if isinstance(rule.verdict, Jump | Goto) and _applies(rule, family)
+            rule.verdict.chain for rule in chain.rules if isinstance(rule.verdict, Jump | Goto) and _applies(rule, family)
         ]
         todo += [by_name[chain.table, target] for target in targets]
     return [chain for chain in plan.chains if (chain.table, chain.name) in seen]
@@ -145,9 +141,7 @@ def _ports(ports: tuple[PortRange, ...]) -> str:
 
 
 def _owner_matches(match: Match) -> list[str]:
-    owners = [f"-m owner --uid-owner {ids}" for ids in match.uids] + [
-        f"-m owner --gid-owner {ids}" for ids in match.gids
-    ]
+    owners = [f"-m owner --uid-owner {ids}" for ids in match.uids] + [f"-m owner --gid-owner {ids}" for ids in match.gids]
     return owners or [""]
 
 
@@ -171,7 +165,7 @@ def _comment(why: str) -> str:
     return f'-m comment --comment "{why}"'
 
 
-def _target(table: Table, verdict: Verdict, family: Family) -> str:  # noqa: PLR0911
+def _target(table: Table, verdict: Verdict, family: Family) -> str:
     match verdict:
         case Return():
             return "-j RETURN"

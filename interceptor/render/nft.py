@@ -112,9 +112,7 @@ def _families(rule: Rule, covered: tuple[Family, ...]) -> tuple[Family | None, .
     if match.src or match.dst:
         lists = [networks for networks in (match.src, match.dst) if networks]
         return tuple(
-            family
-            for family in Family
-            if all(any(Family.of(item) is family for item in networks) for networks in lists)
+            family for family in Family if all(any(Family.of(item) is family for item in networks) for networks in lists)
         )
     if isinstance(rule.verdict, ShortTimeouts):
         return covered
@@ -197,7 +195,7 @@ def _network(network: Network) -> str:
     return str(network.network_address) if whole else str(network)
 
 
-def _actions(in_table: Table, verdict: Verdict, family: Family | None) -> tuple[str, ...]:  # noqa: PLR0911
+def _actions(in_table: Table, verdict: Verdict, family: Family | None) -> tuple[str, ...]:
     match verdict:
         case Return():
             return ("return",)
