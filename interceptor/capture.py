@@ -1,1 +1,179 @@
-"""Enable, disable and check capture in one network namespace: facts, plan, backend. All that the CLI and the CNI plugin call."""
+"""Enable, disable and check capture in one network namespace: facts, plan, backend.
+
+All that the CLI and the CNI plugin call. Knows no rule and no text of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+from interceptor import facts, netns
+from interceptor.backends import detect, surroundings
+from interceptor.backends.base import Backend, Difference, compare
+from interceptor.config import Config, warnings
+from interceptor.errors import BackendError, NetnsError
+from interceptor.plan.build import build_plan
+from interceptor.plan.model import HostFacts, Plan
+from interceptor.values import join
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A plan, and the facts that it was built on."""
+
+    plan: Plan
+    facts: HostFacts
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What enable() did. `removed`: backends that held old rules of ours, now gone."""
+
+    changed: bool
+    backend: str
+    reason: str
+    removed: tuple[str, ...]
+    warnings: tuple[str, ...]
+    plan: Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """What disable() did: the backends that held something of ours."""
+
+    changed: bool
+    backends: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """How the kernel differs from the plan; no differences means equal."""
+
+    backend: str
+    reason: str
+    differences: tuple[Difference, ...]
+
+
+def prepare(config: Config, *, netns: str | None = None) -> Prepared:
+    """The plan for `config`, here or in a namespace. Reads only; needs no privilege without `netns`."""
+    with _entered(netns):
+        found = facts.look(netns)
+        return Prepared(build_plan(config, found), found)
+
+
+def enable(config: Config, *, netns: str | None = None, allow_host: bool = False) -> Report:
+    """Capture as `config` says. Idempotent; read back before it returns.
+
+    Raises NetnsError for the host's own namespace unless `allow_host`, Unsupported, BackendError; then nothing has changed.
+    """
+    with _entered(netns):
+        _guard(allow_host)
+        found = facts.look(netns)
+        plan = build_plan(config, found)
+        missing = detect.missing_parts()
+        choice = detect.choose(config.backend, missing, needs_nft=config.proxy_cgroup is not None)
+        surroundings_changed = surroundings.prepare(plan)
+        try:
+            changed = _backend(choice.name).apply(plan)
+        except BackendError:
+            surroundings_changed.undo()
+            raise
+        # After the new rules stand: at no moment is nothing captured.
+        removed = tuple(_remove_others(choice.name, missing))
+        tidied = surroundings.tidy(plan)
+        changed = changed or bool(surroundings_changed) or bool(removed) or tidied
+        return Report(changed, choice.name, choice.reason, removed, tuple(_warnings(config, found)), plan)
+
+
+def disable(*, netns: str | None = None, allow_host: bool = False) -> Removed:
+    """Take away all that is ours, whoever wrote it and with whatever configuration. Succeeds when there is nothing."""
+    with _entered(netns):
+        _guard(allow_host)
+        missing = detect.missing_parts()
+        removed = tuple(_remove_others(None, missing))
+        # Rules first: they may still mark packets for the routes.
+        return Removed(surroundings.tidy(None) or bool(removed), removed)
+
+
+def check(config: Config, *, netns: str | None = None) -> Checked:
+    """Compare the kernel with the plan for `config`. Changes nothing."""
+    with _entered(netns):
+        plan = build_plan(config, facts.look(netns))
+        missing = detect.missing_parts()
+        choice = detect.choose(config.backend, missing, needs_nft=config.proxy_cgroup is not None)
+        name, reason = choice.name, choice.reason
+        holding = list(_holding(missing))
+        if config.backend == "auto" and holding and name not in holding:
+            name, reason = holding[0], "it holds rules of ours"
+        backend = _backend(name)
+        differences = [
+            *compare(backend.expected(plan), backend.observe()),
+            *surroundings.differences(plan),
+            *(Difference("extra", other, "rules of ours in a second backend") for other in holding if other != name),
+        ]
+        return Checked(name, reason, tuple(differences))
+
+
+def _entered(namespace: str | None) -> AbstractContextManager[None]:
+    return netns.entered(None if namespace is None else netns.locate(namespace))
+
+
+def _guard(allow_host: bool) -> None:
+    if not allow_host and netns.is_host():
+        raise NetnsError(
+            "this is the host's own network namespace: rules here capture every program of the machine. "
+            "Give --netns NAME|PATH|PID for a pod's, or --host if you mean it"
+        )
+
+
+def _backend(name: detect.BackendName) -> Backend:
+    # Each is imported only when chosen; libiptc's costs 350 ms, in a process of its own.
+    if name == "nft":
+        from interceptor.backends.nft import NftBackend
+
+        return NftBackend()
+    if name == "libiptc":
+        from interceptor.backends.libiptc import LibiptcBackend
+
+        return LibiptcBackend()
+    from interceptor.backends.iptables import IptablesBackend
+
+    return IptablesBackend("nft" if name == "iptables-nft" else "legacy")
+
+
+def _holding(missing: dict[detect.BackendName, str]) -> Iterator[detect.BackendName]:
+    """The usable backends in whose tables something of ours stands. libiptc's and iptables-legacy's tables are the same."""
+    for name in detect.NAMES:
+        if name in missing or (name == "libiptc" and "iptables-legacy" not in missing):
+            continue
+        if detect.may_hold(name) and _backend(name).observe().chains:
+            yield name
+
+
+def _remove_others(keep: detect.BackendName | None, missing: dict[detect.BackendName, str]) -> Iterator[str]:
+    same_tables = {"iptables-legacy", "libiptc"}
+    for name in _holding(missing):
+        if name == keep or (name in same_tables and keep in same_tables):
+            continue
+        _backend(name).remove()
+        yield name
+
+
+def _warnings(config: Config, found: HostFacts) -> Iterator[str]:
+    yield from warnings(config)
+    same = facts.processes_of(config.proxy_uid)
+    if same:
+        yield (
+            f"running under the proxy's uid {join(config.proxy_uid)}: {', '.join(same)}; "
+            "unless that is the proxy itself, its traffic goes around the proxy"
+        )
+    if config.dns == "resolv-conf" and not found.resolvers:
+        yield "--dns resolv-conf: resolv.conf names no server, so no DNS is captured; --dns all captures any"
+    if facts.hides_service_addresses():
+        yield (
+            "Cilium's socket load balancing rewrites service addresses before any rule sees them: the proxy gets the pod's "
+            "address, not the service's. Set socketLB.hostNamespaceOnly=true in Cilium"
+        )
+

@@ -21,7 +21,7 @@ NS_GET_NSTYPE = 0xB703  # linux/nsfs.h: _IO(0xb7, 0x3)
 NAMED_DIRECTORY = "/run/netns"  # where iproute2 keeps named namespaces (ip-netns(8))
 # /proc/self/ns/net is the main thread's; only thread-self tells the truth in a worker thread.
 CURRENT = "/proc/thread-self/ns/net"
-INIT_PROCESS = "/proc/1/ns/net"
+HOST_ONLY_SYSCTL = "/proc/sys/net/core/netdev_max_backlog"
 
 
 def locate(name: str) -> str:
@@ -47,17 +47,13 @@ def identity(path: str = CURRENT) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-def is_host(path: str = CURRENT) -> bool:
-    """Whether `path` is the namespace of process 1, the host's own (or, in a pod, the pod's init's).
+def is_host() -> bool:
+    """Whether the calling thread is in the host's own (the initial) network namespace.
 
-    In a container pid 1 is the pod's own first process, so this can't tell host from pod there; `guard` in
-    capture.py adds what it knows. Unreadable /proc/1 (restricted /proc) counts as "cannot tell": False.
+    The kernel shows the machine-wide sysctls, like netdev_max_backlog, in the initial namespace alone (net/core/sysctl_net_core.c).
+    Comparing with pid 1 would be wrong in a pod, where pid 1 is the pod's own, and is forbidden on hardened hosts.
     """
-    try:
-        host = os.stat(INIT_PROCESS)
-    except OSError:
-        return False
-    return (host.st_dev, host.st_ino) == identity(path)
+    return os.path.exists(HOST_ONLY_SYSCTL)
 
 
 @contextmanager
@@ -72,11 +68,7 @@ def entered(path: str | None) -> Iterator[None]:
         return
     back = os.open(CURRENT, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        there = _open_namespace(path)
-        try:
-            _setns(there, path)
-        finally:
-            os.close(there)
+        enter_for_good(path)
         try:
             yield
         finally:
@@ -86,6 +78,15 @@ def entered(path: str | None) -> Iterator[None]:
                 os.abort()
     finally:
         os.close(back)
+
+
+def enter_for_good(path: str) -> None:
+    """Move the calling thread to the namespace at `path` and stay: for a child process that ends there."""
+    descriptor = _open_namespace(path)
+    try:
+        _setns(descriptor, path)
+    finally:
+        os.close(descriptor)
 
 
 def _open_namespace(path: str) -> int:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
 from interceptor.plan.model import Plan
-from interceptor.values import Family
 
 DifferenceKind: TypeAlias = Literal["missing", "extra", "changed", "reordered"]
 
@@ -36,20 +35,25 @@ class Observed:
 
 
 class Backend(Protocol):
-    """All three verbs work on the network namespace of the calling thread; none leaves a half-applied state behind."""
+    """All verbs work on the network namespace of the calling thread; none leaves a half-applied state behind.
+
+    Rules only: policy routes and the address on lo are the same for every backend, surroundings.py's business.
+    """
 
     name: str
 
-    def apply(self, plan: Plan) -> None:
-        """Make the kernel hold `plan` and nothing else of ours in this backend's tables. Raises BackendError.
+    def apply(self, plan: Plan) -> bool:
+        """Make the kernel hold `plan` and nothing else of ours in this backend's tables; whether that took a change.
+
+        Raises BackendError. Reads back before it returns.
 
         Atomic as far as the kernel allows (one transaction on nft; a table and family each on iptables). Idempotent.
         """
 
     def remove(self) -> bool:
-        """Take away all that is ours; whether there was anything. Needs no plan. Raises BackendError."""
+        """Take away all rules that are ours; whether there were any. Needs no plan. Raises BackendError."""
 
-    def observe(self, families: Sequence[Family]) -> Observed:
+    def observe(self) -> Observed:
         """What is ours in the kernel now. Changes nothing: never creates a table, never loads a module it needn't."""
 
     def expected(self, plan: Plan) -> Observed:

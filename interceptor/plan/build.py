@@ -103,7 +103,7 @@ class _Builder:
             routes=tuple(PolicyRoute(family, self.config.tproxy_mark, self.config.tproxy_table) for family in self.covered)
             if routed
             else (),
-            inbound_source_v6=Family.V6 in self.covered and self.config.inbound != "off" and not self.keeps_source,
+            inbound_source_v6=self.facts.loopback_has_v6 and Family.V6 in self.covered and self.config.inbound != "off" and not self.keeps_source,
         )
 
     def enter(self, match: Match, verdict: Verdict, why: str, option: str) -> Iterator[Rule]:
@@ -138,7 +138,7 @@ class _Builder:
             to_dns="TO_DNS" if self.dns else None,
             resolvers=resolvers(self.config, self.facts),
         )
-        entries = [(match, option) for match, option in self._nat_entries(redirects_out)]
+        entries = list(self._nat_entries(redirects_out))
         if entries:
             yield from out.local_chains(self.config, capturing, "PROXY", "OUTBOUND")
             proxy = out.self_call_rules("INBOUND") if redirects_in else ()

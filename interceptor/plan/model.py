@@ -183,6 +183,9 @@ class PolicyRoute:
     mark: Mark
     table: int
 
+    def __str__(self) -> str:
+        return f"IP{self.family.value}: fwmark {self.mark} lookup {self.table}"
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -205,3 +208,4 @@ class HostFacts:
 
     kernel_families: tuple[Family, ...] = (Family.V4, Family.V6)
     resolvers: tuple[Network, ...] = ()  # host networks, in resolv.conf's order
+    loopback_has_v6: bool = True  # lo may be given ::6

@@ -174,7 +174,7 @@ def _target(table: Table, verdict: Verdict, family: Family) -> str:
         case Redirect(port):
             return f"-j REDIRECT --to-ports {port}"
         case Tproxy(port, mark):
-            anywhere = "0.0.0.0" if family is Family.V4 else "::"
+            anywhere = "0.0.0.0" if family is Family.V4 else "::"  # noqa: S104
             return f"-j TPROXY --on-port {port} --on-ip {anywhere} --tproxy-mark {mark.value:#x}/{mark.mask:#x}"
         case SetMark(mark):
             return f"-j MARK --set-xmark {mark.value:#x}/{mark.mask:#x}"

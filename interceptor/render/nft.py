@@ -223,3 +223,24 @@ def _actions(in_table: Table, verdict: Verdict, family: Family | None) -> tuple[
             return (f"goto {_name(in_table, chain)}",)
         case _:
             assert_never(verdict)
+
+
+def parse(text: str) -> dict[str, tuple[str, ...]]:
+    """The blocks of a table, as rendered or as listed: name -> lines. A base chain's first line is its hook and priority."""
+    blocks: dict[str, list[str]] = {}
+    current: list[str] = []
+    for line in text.splitlines():
+        stripped = line.strip()
+        if stripped.endswith("{") and stripped.startswith(("chain ", "ct timeout ")):
+            current = blocks.setdefault(stripped.removesuffix("{").removeprefix("chain ").strip(), [])
+        elif stripped and stripped != "}" and not stripped.startswith("table "):
+            current.append(stripped)
+    return {name: tuple(lines) for name, lines in blocks.items()}
+
+
+def comments(plan: Plan) -> dict[str, tuple[str, ...]]:
+    """Each chain's rule comments in order: what can be read from the kernel without nft."""
+    return {
+        chain_name(chain): tuple(rule.why for rule in chain.rules for _ in statements(chain.table, rule, plan.families))
+        for chain in plan.chains
+    }

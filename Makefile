@@ -1,0 +1,50 @@
+# `make check` takes under a minute and needs no root; `make test` is what a user needs to trust it, as root.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: check test unit netns torture golden lock bench demo clean
+
+$(STAMP): pyproject.toml requirements.lock
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest -q tests/unit tests/property
+
+unit: $(STAMP)
+	$(BIN)/pytest -q tests/unit tests/property
+
+test: check
+	$(BIN)/pytest -q -m 'not torture' tests/netns tests/proxy tests/e2e
+
+netns: $(STAMP)
+	$(BIN)/pytest -q -m 'not torture' tests/netns
+
+# Long: 2,000 sampled packets a backend against `walk`, deep hypothesis profiles.
+torture: $(STAMP)
+	HYPOTHESIS_PROFILE=deep $(BIN)/pytest -q tests/property
+	$(BIN)/pytest -q -m torture tests
+
+# The diff is reviewed like code.
+golden: $(STAMP)
+	$(BIN)/python -m tests.golden.write
+
+lock:
+	$(BIN)/pip freeze --exclude-editable | grep -v '^-e' > requirements.lock
+
+bench: $(STAMP)
+	$(BIN)/python bench/init.py
+
+demo: $(STAMP)
+	$(BIN)/interceptor demo
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,67 @@
+"""The command line's edge: runs the command, turns our errors into a message and an exit code (docs/exit-codes.md)."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from interceptor.errors import ConfigError, InterceptorError
+
+INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
+BROKEN_PIPE = 141  # 128 + SIGPIPE
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command in `args` (None: this process's arguments) and give its exit code."""
+    given = list(sys.argv[1:] if args is None else args)
+    try:
+        code = _run(given)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The interpreter flushes stdout once more on its way out.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    return code
+
+
+def _run(args: list[str]) -> int:
+    import click
+
+    from interceptor.cli import cli
+
+    try:
+        # A command returns its exit code; --help and --version return 0.
+        return int(cli.main(args, prog_name="interceptor", standalone_mode=False) or 0)
+    except click.Abort as error:
+        raise KeyboardInterrupt from error
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)  # only a UsageError has one
+        where = context.command_path if context is not None else "interceptor"
+        return _report(args, "UsageError", f"{error.format_message()} (`{where} --help` shows what there is)", error.exit_code)
+    except InterceptorError as error:
+        return _report(args, type(error).__name__, str(error), error.exit_code, error)
+
+
+def _report(args: list[str], kind: str, message: str, code: int, error: InterceptorError | None = None) -> int:
+    if not _wants_json(args):
+        for line in message.splitlines():
+            print(f"interceptor: {line}", file=sys.stderr)
+        return code
+    import json
+
+    problems = error.problems if isinstance(error, ConfigError) else ()
+    listed = [{"option": item.option, "value": item.value, "expected": item.expected} for item in problems]
+    print(json.dumps({"error": {"kind": kind, "message": message, "exit_code": code, "problems": listed}}))
+    return code
+
+
+def _wants_json(args: list[str]) -> bool:
+    # Not asked of click: it may have stopped before it came to --json. What follows -- is another program's.
+    return "--json" in (args[: args.index("--")] if "--" in args else args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,76 @@
+"""Which backend to use, and why. probe() reads and never writes: listing a legacy table would create it. choose() is pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Literal
+
+from interceptor.backends import nft_table, process
+from interceptor.config import Backend
+from interceptor.errors import BackendError, ConfigError, Problem
+
+BackendName = Literal["nft", "iptables-nft", "iptables-legacy", "libiptc"]
+# In order of preference.
+NAMES: tuple[BackendName, ...] = ("nft", "iptables-nft", "iptables-legacy", "libiptc")
+PROGRAMS: dict[BackendName, tuple[str, ...]] = {
+    "nft": ("nft",),
+    "iptables-nft": ("iptables-nft-restore", "iptables-nft-save", "ip6tables-nft-restore", "ip6tables-nft-save"),
+    "iptables-legacy": ("iptables-legacy-restore", "iptables-legacy-save", "ip6tables-legacy-restore", "ip6tables-legacy-save"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A backend, and why it and no other."""
+
+    name: BackendName
+    reason: str
+
+
+def missing_parts() -> dict[BackendName, str]:
+    """For each backend that can't be used here, what is missing."""
+    missing: dict[BackendName, str] = {}
+    for name, programs in PROGRAMS.items():
+        absent = [program for program in programs if process.find(program) is None]
+        if absent:
+            missing[name] = f"{absent[0]} is not installed"
+    if find_spec("iptc") is None:
+        missing["libiptc"] = "the Python package python-iptables is not installed"
+    return missing
+
+
+def choose(wish: Backend, missing: dict[BackendName, str], *, needs_nft: bool) -> Choice:
+    """The backend for `wish`. Raises ConfigError for a wish that can't be met, BackendError when nothing can be used."""
+    if wish != "auto":
+        if wish in missing:
+            usable = ", ".join(name for name in NAMES if name not in missing) or "none"
+            raise ConfigError([Problem("--backend", wish, f"{missing[wish]}; usable here: {usable}")])
+        return Choice(wish, "asked for with --backend")
+    candidates = ("nft",) if needs_nft else NAMES
+    for name in candidates:
+        if name not in missing:
+            passed = [f"{missing[other]}" for other in NAMES[: NAMES.index(name)]]
+            return Choice(name, "; ".join(passed) or "nft is installed: one transaction for both IP families")
+    reasons = "; ".join(missing[name] for name in candidates)
+    raise BackendError(f"nothing here can write rules: {reasons}. Install the package nftables (or iptables)")
+
+
+def may_hold(name: BackendName) -> bool:
+    """Whether rules of ours can stand in this backend's tables here; False saves starting its programs.
+
+    Legacy tables are listed in /proc once they exist. iptables-nft's are nftables tables with iptables' names.
+    """
+    if name == "nft":
+        return True
+    if name == "iptables-nft":
+        return nft_table.has_iptables_chains()
+    return any(_read(f"/proc/thread-self/net/{file}") for file in ("ip_tables_names", "ip6_tables_names"))
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="ascii") as file:
+            return file.read()
+    except OSError:
+        return ""

@@ -1,0 +1,161 @@
+"""Talk raw netlink: build messages and attributes, send, collect the answers. Knows no subsystem's messages.
+
+For what must cost microseconds on every init: `import pyroute2` takes 180–250 ms. Layout: linux/netlink.h.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+NETLINK_ROUTE = 0  # linux/netlink.h, to the end of this block
+NETLINK_NETFILTER = 12
+NLM_F_REQUEST = 0x1
+NLM_F_ACK = 0x4
+NLM_F_DUMP_INTR = 0x10
+NLM_F_REPLACE = 0x100
+NLM_F_NONREC = 0x100
+NLM_F_EXCL = 0x200
+NLM_F_DUMP = 0x300
+NLM_F_CREATE = 0x400
+NLMSG_ERROR = 2
+NLMSG_DONE = 3
+NLA_F_NESTED = 0x8000
+NLA_TYPE_MASK = 0x3FFF
+SOL_NETLINK = 270
+NETLINK_GET_STRICT_CHK = 12
+
+_HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
+_ATTRIBUTE = struct.Struct("=HH")  # struct nlattr
+_RECEIVE_SIZE = 1 << 18  # above the 32 KiB that the kernel puts into one datagram of a dump
+_ATTEMPTS = 8  # of a dump that changes underneath; each is complete in itself, so two are almost always enough
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One request; `kind` is nlmsg_type, `payload` what follows the header."""
+
+    kind: int
+    payload: bytes
+    flags: int = 0
+
+
+class _Interrupted(Exception):
+    """The listed objects changed during the dump."""
+
+
+def attr(kind: int, payload: bytes) -> bytes:
+    """One attribute, padded."""
+    length = _ATTRIBUTE.size + len(payload)
+    return _ATTRIBUTE.pack(length, kind) + payload + bytes(-length % 4)
+
+
+def nested(kind: int, *attributes: bytes) -> bytes:
+    """An attribute of attributes."""
+    return attr(kind | NLA_F_NESTED, b"".join(attributes))
+
+
+def parse_attrs(payload: bytes) -> dict[int, bytes]:
+    """The attributes in `payload` by type, without the flag bits; of a repeated one the last. A cut-off tail is left out."""
+    found: dict[int, bytes] = {}
+    position = 0
+    while position + _ATTRIBUTE.size <= len(payload):
+        length, kind = _ATTRIBUTE.unpack_from(payload, position)
+        if length < _ATTRIBUTE.size:
+            break
+        found[kind & NLA_TYPE_MASK] = payload[position + _ATTRIBUTE.size : position + length]
+        position += (length + 3) & ~3
+    return found
+
+
+def dump(protocol: int, kind: int, payload: bytes) -> list[bytes]:
+    """The payloads of all objects that a dump request lists. Raises OSError with the kernel's errno."""
+    message = Message(kind, payload, NLM_F_DUMP)
+    for _ in range(_ATTEMPTS):
+        with suppress(_Interrupted):
+            return request(protocol, [message])
+    raise OSError(f"netlink dump {kind}: what it lists changed {_ATTEMPTS} times meanwhile")
+
+
+def request(protocol: int, messages: Sequence[Message]) -> list[bytes]:
+    """Send `messages` one after the other, each acknowledged; the payloads of the answers.
+
+    Raises OSError with the kernel's errno at the first refusal.
+    """
+    answers: list[bytes] = []
+    with _opened(protocol) as sock:
+        for sequence, message in enumerate(messages, start=1):
+            acknowledge = 0 if message.flags & NLM_F_DUMP == NLM_F_DUMP else NLM_F_ACK
+            sock.send(_packed(message, sequence, NLM_F_REQUEST | acknowledge))
+            answers += _answers(sock, sequence)
+    return answers
+
+
+def transaction(protocol: int, begin: Message, messages: Sequence[Message], end: Message) -> None:
+    """Send `messages` as one nfnetlink batch: all or none take effect. Raises OSError with the first refusal's errno."""
+    parts = [_packed(begin, 0, NLM_F_REQUEST)]
+    parts += [_packed(message, sequence, NLM_F_REQUEST | NLM_F_ACK) for sequence, message in enumerate(messages, start=1)]
+    parts.append(_packed(end, 0, NLM_F_REQUEST))
+    with _opened(protocol) as sock:
+        sock.send(b"".join(parts))
+        for sequence in range(1, len(messages) + 1):
+            for _ in _answers(sock, sequence):
+                pass
+
+
+def _opened(protocol: int) -> socket.socket:
+    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+    try:
+        sock.bind((0, 0))
+        # Before Linux 4.20 dumps are not filtered; callers filter again.
+        with suppress(OSError):
+            sock.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _packed(message: Message, sequence: int, flags: int) -> bytes:
+    length = _HEADER.size + len(message.payload)
+    return _HEADER.pack(length, message.kind, message.flags | flags, sequence, 0) + message.payload + bytes(-length % 4)
+
+
+def _answers(sock: socket.socket, sequence: int) -> list[bytes]:
+    found: list[bytes] = []
+    interrupted = False
+    while True:
+        for kind, flags, answered, payload in _messages(sock.recv(_RECEIVE_SIZE)):
+            # A refused batch is answered under the sequence number of what was refused.
+            if kind == NLMSG_ERROR:
+                _raise_for(payload)
+            if answered != sequence:
+                continue
+            interrupted |= bool(flags & NLM_F_DUMP_INTR)
+            if kind == NLMSG_DONE:
+                _raise_for(payload)
+            if kind in (NLMSG_ERROR, NLMSG_DONE):
+                if interrupted:
+                    raise _Interrupted
+                return found
+            found.append(payload)
+
+
+def _messages(received: bytes) -> Iterator[tuple[int, int, int, bytes]]:
+    position = 0
+    while position + _HEADER.size <= len(received):
+        length, kind, flags, sequence, _ = _HEADER.unpack_from(received, position)
+        if length < _HEADER.size:
+            return
+        yield kind, flags, sequence, received[position + _HEADER.size : position + length]
+        position += (length + 3) & ~3
+
+
+def _raise_for(payload: bytes) -> None:
+    status: int = struct.unpack_from("=i", payload)[0] if len(payload) >= 4 else 0
+    if status < 0:
+        raise OSError(-status, os.strerror(-status))

@@ -1,0 +1,71 @@
+"""What rules need around them, the same for every backend: TPROXY's policy routes, and ::6 on lo. No rules here.
+
+Owned by marks in the kernel, never by memory of ours: routes and ip rules carry our protocol number, the address a flag.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from interceptor.backends import address, routes
+from interceptor.backends.base import Difference
+from interceptor.plan.model import Plan, PolicyRoute
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What prepare() added; falsy when nothing."""
+
+    before: tuple[PolicyRoute, ...]
+    added_routes: bool
+    added_address: bool
+
+    def __bool__(self) -> bool:
+        return self.added_routes or self.added_address
+
+    def undo(self) -> None:
+        """Back to what was there before, for when the rules could not be written."""
+        if self.added_routes:
+            routes.ensure(self.before)
+        if self.added_address:
+            address.remove_inbound_source()
+
+
+def prepare(plan: Plan) -> Prepared:
+    """Add what `plan` needs and take nothing away: old rules may still use the rest.
+
+    Before the rules: a packet that is marked before its route exists would leave uncaptured.
+    """
+    before = routes.present()
+    missing = tuple(route for route in plan.routes if route not in before)
+    if missing:
+        routes.ensure((*before, *missing))
+    absent = plan.inbound_source_v6 and address.inbound_source_state() == "absent"
+    if absent:
+        address.add_inbound_source()
+    return Prepared(before, bool(missing), absent)
+
+
+def tidy(plan: Plan | None) -> bool:
+    """Take away what `plan` does not need (None: all that is ours), once its rules stand; whether there was anything."""
+    wanted = plan.routes if plan is not None else ()
+    stale = any(route not in wanted for route in routes.present())
+    if stale:
+        routes.ensure(wanted)
+    keeps_address = plan is not None and plan.inbound_source_v6
+    unaddressed = not keeps_address and address.inbound_source_state() == "ours" and address.remove_inbound_source()
+    return stale or unaddressed
+
+
+def differences(plan: Plan) -> Iterator[Difference]:
+    """How the kernel differs from what `plan` needs."""
+    present = routes.present()
+    for route in plan.routes:
+        if route not in present:
+            yield Difference("missing", "policy route", str(route))
+    for route in present:
+        if route not in plan.routes:
+            yield Difference("extra", "policy route", str(route))
+    if plan.inbound_source_v6 and address.inbound_source_state() == "absent":
+        yield Difference("missing", "lo", "::6/128, the source of the proxy's inbound leg")

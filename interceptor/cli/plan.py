@@ -1,0 +1,53 @@
+"""`interceptor plan`: what init would do, as text. Changes nothing, needs no root."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import click
+
+from interceptor import capture
+from interceptor.cli.options import ConfiguredCommand, common_options, config_options
+from interceptor.cli.output import print_json
+from interceptor.config import Config
+from interceptor.plan.model import Plan
+from interceptor.render import document, iptables, nft
+from interceptor.sources import Resolved
+from interceptor.values import Family
+
+FORMATS = ("nft", "iptables", "json")
+
+
+@click.command(cls=ConfiguredCommand)
+@click.option("--format", "form", type=click.Choice(FORMATS), help="As what to print it.  [what --backend takes; nft for auto]")
+@common_options
+@config_options
+def command(resolved: Resolved, netns: str | None, as_json: bool, form: str | None) -> int:
+    """Print what init would do. Needs no root and changes nothing."""
+    print_plan(resolved.config, netns, "json" if as_json else form)
+    return 0
+
+
+def print_plan(config: Config, netns: str | None, form: str | None) -> None:
+    """Print the plan for `config` in this form; None for the one that its backend reads."""
+    plan = capture.prepare(config, netns=netns).plan
+    if form == "json":
+        print_json(document.plan(plan))
+        return
+    if form == "nft" or (form is None and config.backend in ("auto", "nft")):
+        text = nft.script(plan)
+    else:
+        text = "".join(_restore(plan, family) for family in Family)
+    print("\n".join((*_surroundings(plan), text)), end="")
+
+
+def _restore(plan: Plan, family: Family) -> str:
+    text = iptables.restore(iptables.rules(plan, family), {})
+    return f"# IP{family.value}\n{text}" if text else ""
+
+
+def _surroundings(plan: Plan) -> Iterator[str]:
+    for route in plan.routes:
+        yield f"# policy route: {route}"
+    if plan.inbound_source_v6:
+        yield "# address on lo: ::6/128"

@@ -1,0 +1,90 @@
+"""A read-only look at the host and at the network namespace we are in. Changes nothing, starts no program."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+
+from interceptor import netns
+from interceptor.plan.model import HostFacts
+from interceptor.values import Address, Family, IdRange, Network, contains
+
+# /proc/net is the main thread's; a thread that entered another namespace must look at its own.
+NET = "/proc/thread-self/net"
+RESOLV_CONF = "/etc/resolv.conf"
+LOOPBACK_V6_OFF = "/proc/sys/net/ipv6/conf/lo/disable_ipv6"
+# Cilium's socket load balancer: the map that undoes its rewriting exists only with it (cilium bpf/bpf_sock.c); its agent's
+# socket and conflist say that Cilium is there at all.
+CILIUM_SOCKET_LB = "sys/fs/bpf/tc/globals/cilium_lb4_reverse_sk"
+
+
+def look(namespace: str | None = None) -> HostFacts:
+    """What a plan needs to know of the namespace we are in; `namespace` is how the user named it, for its resolv.conf."""
+    families = (Family.V4, Family.V6) if os.path.exists(f"{NET}/if_inet6") else (Family.V4,)
+    return HostFacts(families, resolvers(resolv_conf_path(namespace)), loopback_has_v6=_read(LOOPBACK_V6_OFF).strip() == "0")
+
+
+def resolv_conf_path(namespace: str | None) -> str:
+    """The resolv.conf that processes of the namespace read: ip-netns(8)'s for a named one, the process's for a pid."""
+    if namespace is None or "/" in namespace:
+        return RESOLV_CONF
+    if namespace.isdigit():
+        return f"/proc/{namespace}/root{RESOLV_CONF}"
+    named = f"/etc/netns/{namespace}/resolv.conf"
+    return named if os.path.exists(named) else RESOLV_CONF
+
+
+def resolvers(path: str = RESOLV_CONF) -> tuple[Network, ...]:
+    """The name servers in the resolv.conf at `path` (resolv.conf(5)), without duplicates; () when there is no such file."""
+    found: dict[Network, None] = {}
+    for line in _read(path).splitlines():
+        keyword, _, rest = line.strip().partition(" ")
+        if keyword != "nameserver" or not rest.strip():
+            continue
+        address = rest.split()[0].split("%")[0]
+        try:
+            found[ipaddress.ip_network(address)] = None
+        except ValueError:
+            continue
+    return tuple(found)
+
+
+def local_addresses() -> frozenset[Address]:
+    """The addresses of this namespace, from the kernel's own local routing tables."""
+    found: set[Address] = set()
+    for line in _read(f"{NET}/if_inet6").splitlines():
+        found.add(ipaddress.IPv6Address(bytes.fromhex(line.split()[0])))
+    previous = ""
+    for line in _read(f"{NET}/fib_trie").splitlines():
+        if "/32 host LOCAL" in line:
+            found.add(ipaddress.IPv4Address(previous.split()[-1]))
+        previous = line
+    return frozenset(found)
+
+
+def processes_of(uids: tuple[IdRange, ...], proc: str = "/proc") -> list[str]:
+    """ "pid (command)" of each process that runs in this network namespace under one of `uids`."""
+    here = netns.identity()
+    found = []
+    for entry in os.listdir(proc):
+        if not entry.isdigit():
+            continue
+        try:
+            if contains(uids, os.stat(f"{proc}/{entry}").st_uid) and netns.identity(f"{proc}/{entry}/ns/net") == here:
+                found.append(f"{entry} ({_read(f'{proc}/{entry}/comm').strip()})")
+        except (OSError, netns.NetnsError):
+            continue  # it ended meanwhile, or is not ours to look at
+    return found
+
+
+def hides_service_addresses(root: str = "/") -> bool:
+    """Whether Cilium's socket load balancing rewrites service addresses before any rule sees them."""
+    return os.path.exists(os.path.join(root, CILIUM_SOCKET_LB))
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""

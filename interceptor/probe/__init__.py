@@ -1,0 +1,78 @@
+"""Send real packets down every path that a plan captures, as the right users, and say which rule fails.
+
+`check` compares text with text; this proves what the text does. paths.py says what to try, client.py sends it, listener.py waits for
+it where the proxy would, neighbour.py makes another host to send inbound packets from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from interceptor import capture, facts, netns
+from interceptor.config import Config
+from interceptor.plan.model import Plan
+from interceptor.probe import client, listener, neighbour
+from interceptor.probe.paths import Path, paths
+
+Status: TypeAlias = Literal["ok", "failed", "not probed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of one path. `detail` says why it failed or could not be probed; `rule` is the rule that should decide."""
+
+    path: Path
+    status: Status
+    detail: str
+    rule: str
+
+
+def probe(config: Config, *, netns_name: str | None = None) -> tuple[Result, ...]:
+    """Probe every path that `config` captures, here or in a namespace. Adds an interface for inbound paths, and removes it.
+
+    Needs root for other users' packets and for inbound ones; a path that needs what we do not have is "not probed".
+    """
+    prepared = capture.prepare(config, netns=netns_name)
+    with netns.entered(None if netns_name is None else netns.locate(netns_name)), ExitStack() as stack:
+        wanted = paths(config, prepared.plan, facts.local_addresses())
+        beside = stack.enter_context(neighbour.made(prepared.plan.families)) if any(path.needs_neighbour for path in wanted) else None
+        waiting = {
+            at: stack.enter_context(listener.at(at)) for at in dict.fromkeys(path.arrives for path in wanted)
+        }
+        results = [_result(path, waiting[path.arrives], beside) for path in wanted]
+    return tuple(_explained(results, config, netns_name))
+
+
+def _result(path: Path, waiting: listener.Waiting, beside: neighbour.Neighbour | None) -> Result:
+    rule = path.rule
+    if waiting.trouble is not None:
+        return Result(path, "not probed", waiting.trouble, rule)
+    if path.needs_neighbour and (beside is None or beside.trouble is not None):
+        return Result(path, "not probed", beside.trouble or "" if beside else "", rule)
+    answer = client.send(path, beside)
+    if answer.refused_privilege:
+        return Result(path, "not probed", f"sending as uid {path.uid} needs root", rule)
+    if answer.no_route:
+        return Result(path, "not probed", f"no route to {path.destination}", rule)
+    if answer.heard == path.expected:
+        return Result(path, "ok", "", rule)
+    heard = f"it arrived with original destination {answer.heard}" if answer.heard else f"nothing arrived ({answer.error})"
+    return Result(path, "failed", heard, rule)
+
+
+def _explained(results: list[Result], config: Config, netns_name: str | None) -> Iterator[Result]:
+    """Failed results with what `check` finds wrong in the kernel, if anything."""
+    if not any(result.status == "failed" for result in results):
+        yield from results
+        return
+    differences = capture.check(config, netns=netns_name).differences
+    found = "; ".join(str(difference) for difference in differences[:3]) or "the rules are as planned: look at other programs' rules"
+    for result in results:
+        detail = f"{result.detail}; {found}" if result.status == "failed" else result.detail
+        yield Result(result.path, result.status, detail, result.rule)
+
+
+__all__ = ["Path", "Plan", "Result", "probe"]

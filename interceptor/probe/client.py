@@ -1,0 +1,88 @@
+"""Send one packet of a path as the right user, and hear where it came up. In a child process: setuid(2) is for good."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+from dataclasses import dataclass
+
+from interceptor.probe.neighbour import Neighbour
+from interceptor.probe.paths import Path
+from interceptor.values import Family, Proto
+
+# On one host an answer takes microseconds; a dropped SYN is tried again after 1 s (RFC 6298), so 3 s see one retry.
+TIMEOUT_S = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """`heard` is the original destination that came back; None when nothing did, and `error` says how that showed."""
+
+    heard: str | None = None
+    error: str = ""
+    refused_privilege: bool = False
+    no_route: bool = False
+
+
+def send(path: Path, beside: Neighbour | None) -> Answer:
+    """Send `path`'s packet, from the neighbour when it must come in from outside, and wait for the answer."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reading)
+        status = 1
+        try:
+            answer = _in_child(path, beside)
+            os.write(writing, json.dumps([answer.heard, answer.error, answer.refused_privilege, answer.no_route]).encode())
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(writing)
+    with open(reading, encoding="utf-8") as pipe:
+        told = pipe.read()
+    os.waitpid(child, 0)
+    return Answer(*json.loads(told)) if told else Answer(error="the probing process died")
+
+
+def _in_child(path: Path, beside: Neighbour | None) -> Answer:
+    try:
+        if path.needs_neighbour and beside is not None:
+            beside.enter()
+        else:
+            _become(path.uid, path.gid)
+    except PermissionError:
+        return Answer(refused_privilege=True)
+    family = socket.AF_INET if path.family is Family.V4 else socket.AF_INET6
+    kind = socket.SOCK_STREAM if path.proto is Proto.TCP else socket.SOCK_DGRAM
+    try:
+        with socket.socket(family, kind) as sending:
+            sending.settimeout(TIMEOUT_S)
+            sending.connect((str(path.destination), path.port))
+            if path.proto is Proto.UDP:
+                sending.send(path.expected.encode())
+            return Answer(_told(sending))
+    except OSError as error:
+        return Answer(error=error.strerror or str(error), no_route=error.errno in (errno.ENETUNREACH, errno.EADDRNOTAVAIL))
+
+
+def _become(uid: int, gid: int) -> None:
+    if (uid, gid) == (os.getuid(), os.getgid()):
+        return
+    os.setgroups([])
+    os.setgid(gid)
+    os.setuid(uid)
+
+
+def _told(sending: socket.socket) -> str:
+    line = b""
+    while not line.endswith(b"\n") and len(line) < 4096:
+        piece = sending.recv(4096)
+        if not piece:
+            break
+        line += piece
+    try:
+        return str(json.loads(line)["original_dst"])
+    except (ValueError, KeyError, TypeError):
+        return "unknown: whoever answered is not interceptor"
