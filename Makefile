@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: check test unit netns torture golden lock bench demo clean
+.PHONY: docs check test unit netns torture golden lock bench demo clean
 
 $(STAMP): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
@@ -34,6 +34,9 @@ torture: $(STAMP)
 	$(BIN)/pytest -q -m torture tests
 
 # The diff is reviewed like code.
+docs: $(STAMP)
+	$(BIN)/python -m tests.write_docs
+
 golden: $(STAMP)
 	$(BIN)/python -m tests.golden.write
 

@@ -1,0 +1,137 @@
+"""Read iptables-save and iptables-restore text: what of it is ours, and which steps it asks for. No I/O.
+
+Ours are the chains whose names start with PREFIX, and the bare jumps to them from other chains. In iptables-nft's tables
+there are also markers, empty chains that say which built-in chain did not exist before us: see NEW.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from interceptor.render.iptables import PREFIX, TableRules
+from interceptor.render.iptables_text import normalised, words
+
+# iptables-nft creates its tables and built-in chains with the first rule in them and never takes them away. INTERCEPT_NEW_OUTPUT
+# says that OUTPUT is there for our sake only, INTERCEPT_NEW_TABLE that the whole table is. In the kernel, so that a clean
+# by another process, after a crash or an upgrade, knows it.
+NEW = PREFIX + "NEW_"
+NEW_TABLE = NEW + "TABLE"
+
+Verb = Literal["make", "delete jump", "insert jump", "append", "drop"]
+_VERBS: dict[str, Verb] = {"-D": "delete jump", "-I": "insert jump", "-A": "append", "-X": "drop"}
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One line of restore text. `rest`: the target chain of a jump, the rule to append, else empty.
+
+    "make" creates the chain, or empties it when it is there.
+    """
+
+    verb: Verb
+    chain: str
+    rest: str = ""
+    place: int = 1  # of an inserted jump, counted from 1
+
+
+def parse(text: str) -> dict[str, TableRules]:
+    """What iptables-save lists of ours, by table; tables without any are absent. Markers are left out."""
+    found: dict[str, TableRules] = {}
+    for name, lines in _sections(text):
+        table = TableRules()
+        for line in lines:
+            if line.startswith(f":{PREFIX}") and not line.startswith(f":{NEW}"):
+                table.chains[line[1:].split()[0]] = []
+            elif line.startswith("-A "):
+                _add_rule(table, line[len("-A ") :])
+        if table.chains or table.jumps:
+            found[name] = table
+    return found
+
+
+def _add_rule(table: TableRules, line: str) -> None:
+    chain, _, rule = line.partition(" ")
+    if chain in table.chains:
+        table.chains[chain].append(rule)
+        return
+    match words(rule):
+        case ["-j", target] if target.startswith(PREFIX):
+            table.jumps.setdefault(chain, []).append(target)
+
+
+def leftovers(text: str) -> Iterator[str]:
+    """Tables ("nat") in which nothing of ours is left but markers."""
+    for name, lines in _sections(text):
+        ours = [line[1:].split()[0] for line in lines if line.startswith(f":{PREFIX}")]
+        if ours and all(chain.startswith(NEW) for chain in ours):
+            yield name
+
+
+def observed(tables: Mapping[str, TableRules]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """("nat/INTERCEPT_OUTPUT", its rules in normal form), and for a built-in chain our jumps."""
+    for name, table in tables.items():
+        for hook, targets in table.jumps.items():
+            yield f"{name}/{hook}", tuple(f"-j {target}" for target in targets)
+        for chain, rules in table.chains.items():
+            yield f"{name}/{chain}", tuple(normalised(rule) for rule in rules)
+
+
+def marked(text: str, existing: Mapping[str, Collection[str]]) -> str:
+    """Restore text that also leaves markers for the tables and built-in chains it brings into being.
+
+    `existing`: table -> its chains, as they are now.
+    """
+    lines: list[str] = []
+    for name, section in _sections(text):
+        new = [] if name in existing else [NEW_TABLE]
+        for step in _steps(section):
+            if step.verb == "insert jump" and step.chain not in existing.get(name, ()):
+                new.append(NEW + step.chain)
+        made = any(step.verb == "insert jump" for step in _steps(section))
+        lines += [f"*{name}", *(f":{marker} - [0:0]" for marker in dict.fromkeys(new if made else [])), *section, "COMMIT"]
+    return "\n".join((*lines, ""))
+
+
+def steps(text: str) -> Iterator[tuple[str, list[Step]]]:
+    """Each table's steps of restore text, in order: one transaction each. Raises ValueError for a line not of our making."""
+    for name, lines in _sections(text):
+        yield name, list(_steps(lines))
+
+
+def _steps(lines: list[str]) -> Iterator[Step]:
+    for line in lines:
+        flag, _, after = line.partition(" ")
+        chain, _, rest = after.partition(" ")
+        verb = _VERBS.get(flag)
+        if flag.startswith(":"):
+            yield Step("make", flag[1:])
+        elif verb == "insert jump":
+            place, _, target = words(rest)
+            yield Step(verb, chain, target, int(place))
+        elif verb == "delete jump":
+            yield Step(verb, chain, words(rest)[-1])
+        elif verb is not None:
+            yield Step(verb, chain, rest)
+        else:
+            raise ValueError(f"restore text: {line!r} is not understood")
+
+
+def listing(table: str, chains: Mapping[str, list[str]], jumps: list[tuple[str, str]]) -> str:
+    """One table as iptables-save writes it: our chains with their rules, and (built-in chain, our chain) jumps."""
+    lines = [f"*{table}", *(f":{chain} - [0:0]" for chain in chains)]
+    lines += [f"-A {hook} -j {chain}" for hook, chain in jumps]
+    lines += [f"-A {chain} {rule}" for chain, rules in chains.items() for rule in rules]
+    return "\n".join((*lines, "COMMIT", ""))
+
+
+def _sections(text: str) -> Iterator[tuple[str, list[str]]]:
+    name, lines = "", list[str]()
+    for line in text.splitlines():
+        if line.startswith("*"):
+            name, lines = line[1:].strip(), []
+        elif line == "COMMIT":
+            yield name, lines
+        elif line and not line.startswith("#"):
+            lines.append(line)
