@@ -35,7 +35,9 @@ def timed(argv: list[str]) -> float:
 def main() -> None:
     """Measure and print."""
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 20
-    rules = subprocess.run([*INTERCEPTOR, "plan", "--format", "nft", *OPTIONS], capture_output=True, text=True, check=True).stdout
+    rules = subprocess.run(
+        [*INTERCEPTOR, "plan", "--format", "nft", *OPTIONS], capture_output=True, text=True, check=True
+    ).stdout
     took: dict[str, list[float]] = {}
     with tempfile.NamedTemporaryFile("w", suffix=".nft") as file:
         file.write(rules)
@@ -57,7 +59,9 @@ def main() -> None:
                 took.setdefault(name, []).append(timed(argv))
     subprocess.run(["ip", "netns", "del", NAMESPACE], check=True)
     floor = statistics.median(took["python3 -ISE -c pass"]) + statistics.median(took["nft -f (same rules)"])
-    print(f"{rules.count('comment')} rules in one nft table for both families; {rounds} rounds; milliseconds of whole processes")
+    print(
+        f"{rules.count('comment')} rules in one nft table for both families; {rounds} rounds; milliseconds of whole processes"
+    )
     print(f"{'command':28} {'median':>8} {'min':>8} {'max':>8} {'ratio to the first two together':>34}")
     for name, values in took.items():
         middle = statistics.median(values)

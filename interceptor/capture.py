@@ -176,4 +176,3 @@ def _warnings(config: Config, found: HostFacts) -> Iterator[str]:
             "Cilium's socket load balancing rewrites service addresses before any rule sees them: the proxy gets the pod's "
             "address, not the service's. Set socketLB.hostNamespaceOnly=true in Cilium"
         )
-

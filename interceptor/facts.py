@@ -6,6 +6,7 @@ import ipaddress
 import os
 
 from interceptor import netns
+from interceptor.errors import NetnsError
 from interceptor.plan.model import HostFacts
 from interceptor.values import Address, Family, IdRange, Network, contains
 
@@ -72,7 +73,7 @@ def processes_of(uids: tuple[IdRange, ...], proc: str = "/proc") -> list[str]:
         try:
             if contains(uids, os.stat(f"{proc}/{entry}").st_uid) and netns.identity(f"{proc}/{entry}/ns/net") == here:
                 found.append(f"{entry} ({_read(f'{proc}/{entry}/comm').strip()})")
-        except (OSError, netns.NetnsError):
+        except (OSError, NetnsError):
             continue  # it ended meanwhile, or is not ours to look at
     return found
 

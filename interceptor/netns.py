@@ -50,8 +50,8 @@ def identity(path: str = CURRENT) -> tuple[int, int]:
 def is_host() -> bool:
     """Whether the calling thread is in the host's own (the initial) network namespace.
 
-    The kernel shows the machine-wide sysctls, like netdev_max_backlog, in the initial namespace alone (net/core/sysctl_net_core.c).
-    Comparing with pid 1 would be wrong in a pod, where pid 1 is the pod's own, and is forbidden on hardened hosts.
+    The kernel shows machine-wide sysctls, like netdev_max_backlog, in the initial namespace alone
+    (net/core/sysctl_net_core.c). Comparing with pid 1 would be wrong in a pod, where pid 1 is the pod's own.
     """
     return os.path.exists(HOST_ONLY_SYSCTL)
 

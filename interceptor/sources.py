@@ -150,8 +150,9 @@ class _Entry:
 def from_file(path: str) -> Layer:
     """From a YAML or JSON file; `-` is standard input. Keys are option names, with _ or -."""
     layer = Layer()
+    shown = "standard input" if path == "-" else path
     try:
-        entries = _entries(_read(path), path)
+        entries = _entries(_read(path), shown)
     except OSError as error:
         return Layer(problems=[Problem("--config", path, error.strerror or str(error))])
     except (ValueError, RecursionError) as error:
@@ -164,16 +165,16 @@ def from_file(path: str) -> Layer:
         elif name in layer.values:
             layer.problems.append(Problem(entry.place, _shown(entry.value), f"stands at {layer.values[name].place} already"))
         else:
-            _add(layer, FIELD[name], entry, path)
+            _add(layer, FIELD[name], entry, f"file {shown}")
     return layer
 
 
-def _add(layer: Layer, option: Field, entry: _Entry, path: str) -> None:
+def _add(layer: Layer, option: Field, entry: _Entry, origin: str) -> None:
     value = entry.value
     if isinstance(value, list) and option.kind.separator is not None:
         value = option.kind.separator.join(value)
     if isinstance(value, str):
-        layer.values[option.name] = Given(value, f"file {path}", entry.place)
+        layer.values[option.name] = Given(value, origin, entry.place)
     else:
         wanted = "one value" if option.kind.separator is None else "one value or a list of them"
         layer.problems.append(Problem(entry.place, _shown(entry.value), f"takes {wanted}; leave the key out for the default"))

@@ -116,7 +116,7 @@ def parse_port(text: str) -> int:
     """A port number, 1 to 65535."""
     number = _decimal(text)
     if number is None or not 1 <= number <= MAX_PORT:
-        raise ValueError("a port is a number from 1 to 65535")
+        raise ValueError(f"{text!r} is no port: a number from 1 to {MAX_PORT}")
     return number
 
 
@@ -138,7 +138,7 @@ def parse_ids(text: str, lookup: NameLookup) -> tuple[IdRange, ...]:
         if number is None:
             return _named_id(item, lookup)
         if number > MAX_ID:
-            raise ValueError(f"an id is a number from 0 to {MAX_ID}, a range of them, or a name")
+            raise ValueError(f"{item!r} is no id: a number from 0 to {MAX_ID}, a range of them, or a name")
         return number
 
     return merge(IdRange(*_bounds(item, parse_id)) for item in items(text))

@@ -63,7 +63,9 @@ def ensure(routes: Sequence[PolicyRoute]) -> None:
     missing_rules, missing_tables = [], []
     stale_rules, stale_tables = [], []
     for held in halves:
-        wanted = [route for route in routes if route.family is held.family and route.mark != NO_MARK and route.table != NO_TABLE]
+        wanted = [
+            route for route in routes if route.family is held.family and route.mark != NO_MARK and route.table != NO_TABLE
+        ]
         rules, tables = [(route.mark, route.table) for route in wanted], [route.table for route in wanted]
         missing_rules += [(held.family, *rule) for rule in dict.fromkeys(rules) if rule not in held.rules]
         missing_tables += [(held.family, table) for table in dict.fromkeys(tables) if table not in held.tables]

@@ -10,7 +10,7 @@ import click
 from interceptor import __version__
 
 # In the order of use.
-COMMANDS = ("demo", "run", "config", "plan", "init", "proxy", "check", "explain", "probe", "clean")
+COMMANDS = ("config", "plan", "init", "check", "explain", "clean")
 
 
 class LazyGroup(click.Group):

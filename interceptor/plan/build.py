@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 from interceptor.config import Config
 from interceptor.errors import Unsupported
@@ -97,13 +98,13 @@ class _Builder:
     def plan(self) -> Plan:
         chains = (*self.tracking(), *self.mangle(), *self.nat())
         routed = self.config.uses_tproxy or self.keeps_source
+        leg_from_v6 = Family.V6 in self.covered and self.config.inbound != "off" and not self.keeps_source
+        route = partial(PolicyRoute, mark=self.config.tproxy_mark, table=self.config.tproxy_table)
         return Plan(
             families=self.covered,
             chains=tuple(chain for chain in chains if chain.rules or chain.hook is None),
-            routes=tuple(PolicyRoute(family, self.config.tproxy_mark, self.config.tproxy_table) for family in self.covered)
-            if routed
-            else (),
-            inbound_source_v6=self.facts.loopback_has_v6 and Family.V6 in self.covered and self.config.inbound != "off" and not self.keeps_source,
+            routes=tuple(route(family) for family in self.covered) if routed else (),
+            inbound_source_v6=leg_from_v6 and self.facts.loopback_has_v6,
         )
 
     def enter(self, match: Match, verdict: Verdict, why: str, option: str) -> Iterator[Rule]:
@@ -261,7 +262,9 @@ class _Builder:
                 over_lo = replace(match, proto=Proto.TCP, syn=True, out_interface="lo")
                 yield from self.enter(over_lo, Jump("MARK_PROXY"), "the proxy's own", option)
         if Proto.UDP in protos:
-            yield from self.enter(Match(proto=Proto.UDP), Jump("MARK"), "outbound", "--udp")
+            # Without the direction an application's answer to an uncaptured datagram would be captured.
+            first = Match(proto=Proto.UDP, direction=Direction.ORIGINAL)
+            yield from self.enter(first, Jump("MARK"), "outbound", "--udp")
         if Proto.TCP in protos:
             going = Match(proto=Proto.TCP, connmark=marks.outbound, direction=Direction.ORIGINAL)
             yield from self.enter(going, SetMark(config.tproxy_mark), "sent round through lo", "--outbound")
@@ -280,7 +283,8 @@ class _Builder:
         arriving = [*self._arriving(protos)]
         if looped or arriving:
             yield from looped
-            yield from self.enter(Match(in_interface="lo"), Return(), "loopback stays direct", "built in")
+            # For every family: a blocked one keeps its loopback.
+            yield Rule(Match(in_interface="lo"), Return(), "loopback stays direct", "built in")
         if arriving:
             yield from out.excluded_interfaces(config, outgoing=False)
             yield from arriving

@@ -1,7 +1,7 @@
 """Send real packets down every path that a plan captures, as the right users, and say which rule fails.
 
-`check` compares text with text; this proves what the text does. paths.py says what to try, client.py sends it, listener.py waits for
-it where the proxy would, neighbour.py makes another host to send inbound packets from.
+`check` compares text with text; this proves what the text does. paths.py says what to try, client.py sends it, listener.py
+waits for it where the proxy would, neighbour.py makes another host to send inbound packets from.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Literal, TypeAlias
 
 from interceptor import capture, facts, netns
 from interceptor.config import Config
-from interceptor.plan.model import Plan
 from interceptor.probe import client, listener, neighbour
 from interceptor.probe.paths import Path, paths
 
@@ -38,10 +37,12 @@ def probe(config: Config, *, netns_name: str | None = None) -> tuple[Result, ...
     prepared = capture.prepare(config, netns=netns_name)
     with netns.entered(None if netns_name is None else netns.locate(netns_name)), ExitStack() as stack:
         wanted = paths(config, prepared.plan, facts.local_addresses())
-        beside = stack.enter_context(neighbour.made(prepared.plan.families)) if any(path.needs_neighbour for path in wanted) else None
-        waiting = {
-            at: stack.enter_context(listener.at(at)) for at in dict.fromkeys(path.arrives for path in wanted)
-        }
+        beside = (
+            stack.enter_context(neighbour.made(prepared.plan.families))
+            if any(path.needs_neighbour for path in wanted)
+            else None
+        )
+        waiting = {at: stack.enter_context(listener.at(at)) for at in dict.fromkeys(path.arrives for path in wanted)}
         results = [_result(path, waiting[path.arrives], beside) for path in wanted]
     return tuple(_explained(results, config, netns_name))
 
@@ -51,7 +52,7 @@ def _result(path: Path, waiting: listener.Waiting, beside: neighbour.Neighbour |
     if waiting.trouble is not None:
         return Result(path, "not probed", waiting.trouble, rule)
     if path.needs_neighbour and (beside is None or beside.trouble is not None):
-        return Result(path, "not probed", beside.trouble or "" if beside else "", rule)
+        return Result(path, "not probed", (beside and beside.trouble) or "there is no neighbour", rule)
     answer = client.send(path, beside)
     if answer.refused_privilege:
         return Result(path, "not probed", f"sending as uid {path.uid} needs root", rule)
@@ -69,10 +70,10 @@ def _explained(results: list[Result], config: Config, netns_name: str | None) ->
         yield from results
         return
     differences = capture.check(config, netns=netns_name).differences
-    found = "; ".join(str(difference) for difference in differences[:3]) or "the rules are as planned: look at other programs' rules"
+    found = (
+        "; ".join(str(difference) for difference in differences[:3])
+        or "the rules are as planned: look at other programs' rules"
+    )
     for result in results:
         detail = f"{result.detail}; {found}" if result.status == "failed" else result.detail
         yield Result(result.path, result.status, detail, result.rule)
-
-
-__all__ = ["Path", "Plan", "Result", "probe"]

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from interceptor import sockets
-from interceptor.probe.paths import Arrival, endpoint
+from interceptor.probe.paths import Arrival
 from interceptor.values import Family, Proto
 
 # The proxy of ours answers these probes itself (see proxy/server.py); another program on the port does not.
@@ -55,7 +55,8 @@ def _bind(waiting: socket.socket, arrival: Arrival) -> None:
     if arrival.mechanism == "tproxy":
         sockets.set_transparent(waiting)
     if arrival.proto is Proto.UDP:
-        sockets.request_original_destination(waiting)
+        sockets.receive_original_dst(waiting)
+        sockets.receive_local_address(waiting)
     waiting.bind(("0.0.0.0" if arrival.family is Family.V4 else "::", arrival.port))  # noqa: S104  # as the proxy does
     if arrival.proto is Proto.TCP:
         waiting.listen(8)
@@ -78,14 +79,13 @@ def _serve_tcp(waiting: socket.socket, arrival: Arrival, stop: threading.Event) 
             continue
         with connection, contextlib.suppress(OSError):
             connection.settimeout(GREETING_TIMEOUT_S)
-            address, port = _original(connection, arrival)
-            connection.sendall(f'{{"original_dst": "{endpoint(address, port)}"}}\n'.encode())
+            connection.sendall(f'{{"original_dst": "{_original(connection, arrival)}"}}\n'.encode())
 
 
-def _original(connection: socket.socket, arrival: Arrival) -> tuple[sockets.IPAddress, int]:
+def _original(connection: socket.socket, arrival: Arrival) -> sockets.Address:
     if arrival.mechanism == "tproxy":
-        return sockets.local_endpoint(connection)
-    return sockets.redirected_from(connection)
+        return sockets.address(connection.getsockname())
+    return sockets.original_dst_v4(connection) if arrival.family is Family.V4 else sockets.original_dst_v6(connection)
 
 
 def _serve_udp(waiting: socket.socket, arrival: Arrival, stop: threading.Event) -> None:
@@ -95,21 +95,20 @@ def _serve_udp(waiting: socket.socket, arrival: Arrival, stop: threading.Event) 
         except TimeoutError:
             continue
         # REDIRECT leaves a datagram without its original destination; that it came up here is what can be known.
-        original = sockets.original_destination(ancillary) if arrival.mechanism == "tproxy" else None
-        told = endpoint(*original) if original else query.decode(errors="replace")
-        with contextlib.suppress(OSError), _reply_socket(waiting, arrival, original) as reply:
-            reply.sendto(f'{{"original_dst": "{told}"}}\n'.encode(), client)
+        original = sockets.original_dst_of(ancillary) if arrival.mechanism == "tproxy" else None
+        told = str(original) if original else query.decode(errors="replace")
+        answer = f'{{"original_dst": "{told}"}}\n'.encode()
+        with contextlib.suppress(OSError):
+            if original is None:
+                waiting.sendmsg([answer], sockets.reply_from_same(ancillary), 0, client)
+            else:
+                _answer_as(original, answer, client)
 
 
-@contextmanager
-def _reply_socket(
-    waiting: socket.socket, arrival: Arrival, original: tuple[sockets.IPAddress, int] | None
-) -> Iterator[socket.socket]:
-    if arrival.mechanism != "tproxy" or original is None:
-        yield waiting
-        return
-    with socket.socket(waiting.family, socket.SOCK_DGRAM) as transparent:
+def _answer_as(original: sockets.Address, answer: bytes, client: tuple[str, int]) -> None:
+    """The application expects the answer from where it sent the query to."""
+    with socket.socket(original.family, socket.SOCK_DGRAM) as transparent:
         transparent.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sockets.set_transparent(transparent)
-        transparent.bind((str(original[0]), original[1]))
-        yield transparent
+        transparent.bind(original.sockaddr)
+        transparent.sendto(answer, client)

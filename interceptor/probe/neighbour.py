@@ -1,6 +1,6 @@
-"""Another host, beside this network namespace, to send inbound packets from: a veth pair whose far end lies in a namespace of its own.
+"""Another host, beside this network namespace, to send inbound packets from: a veth pair into a namespace of its own.
 
-The interface is there for the length of the probe only. Nothing else is changed: its addresses are of documentation and benchmarking
+The interface is there for the length of the probe only. Nothing else is changed: its addresses are of the benchmarking
 networks, so no route of the namespace is touched.
 """
 
@@ -78,7 +78,7 @@ def _connect(child: int, families: tuple[Family, ...]) -> str | None:
 
     try:
         with IPRoute() as here:
-            here.link("add", ifname=INTERFACE, kind="veth", peer={"ifname": FAR_INTERFACE, "net_ns_fd": child})
+            here.link("add", ifname=INTERFACE, kind="veth", peer={"ifname": FAR_INTERFACE, "net_ns_pid": child})
             _raise(here, INTERFACE, [HERE[family] for family in families])
         with netns.entered(f"/proc/{child}/ns/net"), IPRoute() as there:
             _raise(there, FAR_INTERFACE, [BESIDE[family] for family in families])

@@ -93,7 +93,14 @@ def _family_paths(config: Config, plan: Plan, family: Family, local: frozenset[A
         yield from _path("dns", plan, _local(proto, family, _resolver(plan, family), 53, app, local))
     own = [address for address in sorted(local, key=str) if Family.of(address) is family and not _unusable(address)]
     if own:
-        packet = _local(Proto.TCP, family, own[0], _ports(config.include_inbound_ports, ANY_PORT)[0], (proxy, first(config.proxy_gid, 0)), local)
+        packet = _local(
+            Proto.TCP,
+            family,
+            own[0],
+            _ports(config.include_inbound_ports, ANY_PORT)[0],
+            (proxy, first(config.proxy_gid, 0)),
+            local,
+        )
         yield from _path("self-call", plan, packet)
 
 
@@ -115,9 +122,7 @@ def _rule(outcome: Outcome) -> str:
     return f"{deciding.chain.table.value}/{deciding.chain.name}: {deciding.rule.why} ({deciding.rule.option})"
 
 
-def _local(
-    proto: Proto, family: Family, to: Address, port: int, owner: tuple[int, int], local: frozenset[Address]
-) -> Packet:
+def _local(proto: Proto, family: Family, to: Address, port: int, owner: tuple[int, int], local: frozenset[Address]) -> Packet:
     source = next((address for address in sorted(local, key=str) if Family.of(address) is family), HERE[family])
     out = "lo" if to in local or to.is_loopback else "eth0"
     return Packet(proto, source, to, port, owner[0], owner[1], out_interface=out, local=local)
@@ -140,12 +145,19 @@ def _resolver(plan: Plan, family: Family) -> Address:
 
 def application(config: Config) -> tuple[int, int]:
     """A (uid, gid) that no list of `config` excludes, and every include list includes."""
-    uid = _free(config.include_uids, (*config.proxy_uid, *config.exclude_uids, *(item for rule in config.exclude_outbound_for_uids for item in rule.uids)))
+    uid = _free(
+        config.include_uids,
+        (*config.proxy_uid, *config.exclude_uids, *(item for rule in config.exclude_outbound_for_uids for item in rule.uids)),
+    )
     return uid, _free(config.include_gids, (*config.proxy_gid, *config.exclude_gids))
 
 
 def _free(included: tuple[IdRange, ...], excluded: tuple[IdRange, ...]) -> int:
-    candidates = (number for item in included for number in range(item.first, min(item.last, item.first + 1000) + 1)) if included else iter(range(65533, 60000, -1))
+    candidates = (
+        (number for item in included for number in range(item.first, min(item.last, item.first + 1000) + 1))
+        if included
+        else iter(range(65533, 60000, -1))
+    )
     return next((number for number in candidates if not contains(excluded, number)), 65533)
 
 

@@ -197,57 +197,9 @@ def _target(table: Table, verdict: Verdict, family: Family) -> str:
 def restore(wanted: Mapping[str, TableRules], present: Mapping[str, TableRules]) -> str:
     """iptables-restore text that turns the chains and jumps `present` into `wanted`, one transaction a table.
 
-    Both are of one family. Tables that are right stay untouched. Chains that stay are refilled within the transaction, so
-    there is no moment without rules; where two tables change, capture may move between them, and a guard bridges the gap.
+    Both are of one family. Chains that stay are refilled within the transaction, so there is no moment without rules.
     """
-    changed = {name: not same(wanted.get(name), present.get(name)) for name in TABLES}
-    if not _needs_guard(wanted, present, changed):
-        return "".join(restore_table(name, wanted.get(name), present.get(name)) for name in TABLES if changed[name])
-    guarded = _guarded(wanted.get("raw"), present)
-    return "".join(
-        (
-            restore_table("raw", guarded, present.get("raw")),
-            *(restore_table(name, wanted.get(name), present.get(name)) for name in ("mangle", "nat") if changed[name]),
-            restore_table("raw", wanted.get("raw"), guarded),
-        )
-    )
-
-
-def same(one: TableRules | None, other: TableRules | None) -> bool:
-    """Whether the two hold the same, however their rules are written."""
-    first, second = (
-        (
-            {chain: [normalised(rule) for rule in chain_rules] for chain, chain_rules in table.chains.items()},
-            {hook: targets for hook, targets in table.jumps.items() if targets},
-        )
-        for table in (one or TableRules(), other or TableRules())
-    )
-    return first == second
-
-
-def _needs_guard(
-    wanted: Mapping[str, TableRules], present: Mapping[str, TableRules], changed: Mapping[str, bool]
-) -> bool:
-    if not wanted:
-        return False
-    left_by_a_crash = GUARD in present.get("raw", TableRules()).chains
-    had_capture = "mangle" in present or "nat" in present
-    return left_by_a_crash or (had_capture and changed["mangle"] and changed["nat"])
-
-
-def _guarded(raw: TableRules | None, present: Mapping[str, TableRules]) -> TableRules:
-    """`raw` with the guard in front: new connections wait for their retransmission rather than leave uncaptured."""
-    raw = raw or TableRules()
-    captured = [rule for name in ("mangle", "nat") for chain in present.get(name, TableRules()).chains.values() for rule in chain]
-    specs = [f'-p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN {_comment("capture is being switched")} -j DROP']
-    if any("-p udp" in rule for rule in captured):
-        specs.append(f'-p udp {_comment("capture is being switched")} -j DROP')
-    # By address and not by `-o lo`: a pod's connection to its own address goes over lo, too, and may be captured.
-    family = Family.V6 if any("::" in word for rule in captured for word in rule.split()) else Family.V4
-    loopback = "::1/128" if family is Family.V6 else "127.0.0.0/8"
-    chains = {GUARD: [f"-d {loopback} -j RETURN", "-i lo -j RETURN", *specs]}
-    hooks = {hook.value: [GUARD, *raw.jumps.get(hook.value, [])] for hook in Hook}
-    return TableRules({**chains, **raw.chains}, {**raw.jumps, **hooks})
+    return "".join(restore_table(name, wanted.get(name), present.get(name)) for name in TABLES)
 
 
 def restore_table(name: str, wanted: TableRules | None, present: TableRules | None) -> str:

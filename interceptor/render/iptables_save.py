@@ -69,6 +69,12 @@ def leftovers(text: str) -> Iterator[str]:
             yield name
 
 
+def names_timeout(tables: Mapping[str, TableRules], policy: str) -> bool:
+    """Whether some rule gives connections the conntrack timeout `policy`."""
+    rules = (rule for table in tables.values() for chain in table.chains.values() for rule in chain)
+    return any(words(rule)[-2:] == ["--timeout", policy] for rule in rules)
+
+
 def observed(tables: Mapping[str, TableRules]) -> Iterator[tuple[str, tuple[str, ...]]]:
     """("nat/INTERCEPT_OUTPUT", its rules in normal form), and for a built-in chain our jumps."""
     for name, table in tables.items():

@@ -1,0 +1,202 @@
+"""The iptables backends: a Tool saves and restores text, this decides what, in which order, and what to do when it fails.
+
+What the rules say is render/iptables.py's business; how capture moves without a leak, render/iptables_switch.py's. Tools are
+the programs of the two variants, here, and libiptc.py.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from interceptor.backends import builtin_chains, cttimeout, process
+from interceptor.backends.base import Observed, compare
+from interceptor.errors import BackendError, InterceptorError
+from interceptor.plan.model import CLOSED_AT_ONCE, TIMEOUT_NAMES, Plan
+from interceptor.render import iptables, iptables_save
+from interceptor.render.iptables import TableRules
+from interceptor.render.iptables_switch import same, switch
+from interceptor.values import Family
+
+Variant = Literal["nft", "legacy"]
+Tables = Mapping[str, TableRules]
+# kube-proxy holds the lock for seconds on big nodes; Istio waits 30 s, too.
+LOCK_WAIT_S = 30
+HAS_V6 = "/proc/thread-self/net/if_inet6"
+
+
+class Tool(Protocol):
+    """Reads and writes one IP family's tables, in the network namespace of the calling thread. Raises BackendError."""
+
+    def save(self, family: Family) -> str:
+        """iptables-save text; changes nothing, creates no table."""
+
+    def restore(self, family: Family, text: str) -> None:
+        """Do what iptables-restore --noflush does: each table's part in one transaction."""
+
+    def tidy(self, family: Family) -> bool:
+        """Take away what restore() made besides rules and nobody needs now; whether there was any."""
+
+
+@dataclass(frozen=True, slots=True)
+class Programs:
+    """The Tool that runs iptables-<variant>-save and -restore."""
+
+    variant: Variant
+
+    def save(self, family: Family) -> str:
+        """See Tool."""
+        return process.run_checked([self._program(family, "save")], doing=f"listing IP{family.value} rules")
+
+    def restore(self, family: Family, text: str) -> None:
+        """See Tool."""
+        argv = [self._program(family, "restore"), "--noflush"]
+        if self.variant == "legacy":
+            argv += ["-w", str(LOCK_WAIT_S)]
+        else:
+            text = iptables_save.marked(text, builtin_chains.existing(family))
+        process.run_checked(
+            argv, stdin=text, doing=f"loading IP{family.value} rules", timeout_s=LOCK_WAIT_S + process.TIMEOUT_S
+        )
+
+    def tidy(self, family: Family) -> bool:
+        """See Tool. Legacy's built-in chains come and go with their table, which only the kernel takes away."""
+        return self.variant == "nft" and builtin_chains.remove_unused(family)
+
+    def _program(self, family: Family, verb: str) -> str:
+        return f"{'iptables' if family is Family.V4 else 'ip6tables'}-{self.variant}-{verb}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """What one family holds of ours."""
+
+    tables: Tables
+    leftovers: tuple[str, ...]  # tables with nothing of ours but markers
+
+
+class IptablesBackend:
+    """Works on the network namespace of the calling thread. See backends/base.py for the verbs."""
+
+    def __init__(self, variant: Variant, tool: Tool | None = None, name: str | None = None) -> None:
+        self.name = name or f"iptables-{variant}"
+        self._tool = tool or Programs(variant)
+
+    def apply(self, plan: Plan) -> bool:
+        """Make the kernel hold `plan`; whether anything had to change.
+
+        Raises BackendError; when a family fails both are put back to what they were, and the text says so.
+        """
+        before = self._held()
+        if not compare(self.expected(plan), _observed(before)):
+            return False
+        wanted = {family: iptables.rules(plan, family) for family in Family}
+        uncoverable = [family.value for family in Family if wanted[family] and family not in before]
+        if uncoverable:
+            raise BackendError(f"rules for IP{uncoverable[0]} are wanted, but this kernel has no IP{uncoverable[0]}")
+        begun: list[Family] = []
+        try:
+            cttimeout.ensure(_users_of_timeouts(wanted))
+            for family in before:
+                begun.append(family)
+                self._restore(family, wanted[family], before[family].tables)
+            self._finish(wanted)
+            self._read_back(plan)
+        except InterceptorError as error:
+            self._roll_back(begun, before, error)
+            raise
+        return True
+
+    def _restore(self, family: Family, wanted: Tables, present: Tables) -> None:
+        text = switch(wanted, present, family)
+        if text:
+            self._tool.restore(family, text)
+
+    def _finish(self, tables: Mapping[Family, Tables]) -> None:
+        """Once the rules stand: take away what only the old ones needed."""
+        users = _users_of_timeouts(tables)
+        cttimeout.remove(family for family in Family if family not in users)
+        for family in tables:
+            self._tool.tidy(family)
+
+    def _read_back(self, plan: Plan) -> None:
+        differences = compare(self.expected(plan), self.observe())
+        if differences:
+            more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
+            raise BackendError(f"{self.name} reported success, but the kernel holds something else: {differences[0]}{more}")
+
+    def _roll_back(self, begun: Iterable[Family], before: Mapping[Family, _Held], cause: InterceptorError) -> None:
+        """Put the families that were `begun` back. Raises BackendError, from `cause`, if it concerned any rule."""
+        try:
+            touched = [family for family in begun if self._put_back(family, before[family].tables)]
+            self._finish({family: held.tables for family, held in before.items()})
+        except InterceptorError as second:
+            raise BackendError(
+                f"{cause}; putting the old rules back failed, too: {second}. What is there now is neither the old nor the new "
+                "set: run the same command again, or clean"
+            ) from cause
+        if touched:
+            names = " and ".join(f"IP{family.value}" for family in touched)
+            raise BackendError(f"{cause}; {names} rules were put back to what they were") from cause
+
+    def _put_back(self, family: Family, wanted: Tables) -> bool:
+        now = iptables_save.parse(self._tool.save(family))
+        if all(same(wanted.get(table), now.get(table)) for table in iptables.TABLES):
+            return False
+        if wanted:
+            self._tool.restore(family, switch(wanted, now, family))
+        else:
+            self._tool.restore(family, iptables.restore({}, now))
+        return True
+
+    def remove(self) -> bool:
+        """Take away all our chains and jumps; whether there were any."""
+        found = bool(cttimeout.present())
+        before = self._held()
+        for family, held in before.items():
+            self._restore(family, {}, held.tables)
+            found |= bool(held.tables)
+            found |= self._tool.tidy(family)
+        cttimeout.remove_all()
+        return found
+
+    def observe(self) -> Observed:
+        """What of ours the kernel holds, both families."""
+        return _observed(self._held())
+
+    def expected(self, plan: Plan) -> Observed:
+        """What observe() gives when the kernel holds exactly `plan`."""
+        wanted = {family: _Held(iptables.rules(plan, family), ()) for family in Family}
+        return Observed({**_rules(wanted), **_timeouts(_users_of_timeouts({f: held.tables for f, held in wanted.items()}))})
+
+    def _held(self) -> dict[Family, _Held]:
+        families = [family for family in Family if family is Family.V4 or os.path.exists(HAS_V6)]
+        saved = {family: self._tool.save(family) for family in families}
+        return {
+            family: _Held(iptables_save.parse(text), tuple(iptables_save.leftovers(text))) for family, text in saved.items()
+        }
+
+
+def _observed(held: Mapping[Family, _Held]) -> Observed:
+    users = _users_of_timeouts({family: found.tables for family, found in held.items()})
+    right = cttimeout.present() if users else ()
+    return Observed({**_rules(held), **_timeouts(family for family in users if family in right)})
+
+
+def _rules(held: Mapping[Family, _Held]) -> dict[str, tuple[str, ...]]:
+    chains: dict[str, tuple[str, ...]] = {}
+    for family, found in held.items():
+        chains |= {f"{family.value} {where}": rules for where, rules in iptables_save.observed(found.tables)}
+        chains |= {f"{family.value} {table}/{iptables_save.NEW_TABLE}": () for table in found.leftovers}
+    return chains
+
+
+def _timeouts(families: Iterable[Family]) -> dict[str, tuple[str, ...]]:
+    values = tuple(f"{state} {seconds}" for state, seconds in CLOSED_AT_ONCE.items())
+    return {f"{family.value} conntrack timeout {TIMEOUT_NAMES[family]}": values for family in families}
+
+
+def _users_of_timeouts(tables: Mapping[Family, Tables]) -> list[Family]:
+    return [family for family, found in tables.items() if iptables_save.names_timeout(found, TIMEOUT_NAMES[family])]

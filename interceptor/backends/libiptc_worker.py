@@ -1,0 +1,184 @@
+"""`python -I -m interceptor.backends.libiptc_worker`: save or restore one IP family's legacy tables by python-iptables.
+
+A process of its own for each family and each verb, for python-iptables' defects (docs/backends.md): extensions work for the
+first family of a process only, tables are cached across namespaces, and with autocommit refusals by the kernel are lost.
+Reads a request from stdin and answers on stdout, both JSON. Knows nothing of plans.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from interceptor.render.iptables import PREFIX
+from interceptor.render.iptables_save import Step, listing, steps
+from interceptor.render.iptables_text import Module, RuleParts, parts, spec
+from interceptor.values import Family
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# python-iptables takes no lock; without it a kube-proxy writing at the same moment would be overwritten silently.
+LOCK = "/run/xtables.lock"  # iptables' XT_LOCK_NAME
+LOCK_WAIT_S = 30.0
+LOCK_POLL_S = 0.05
+EXISTING = {Family.V4: "/proc/thread-self/net/ip_tables_names", Family.V6: "/proc/thread-self/net/ip6_tables_names"}
+ENDPOINTS = ("src", "dst", "in_interface", "out_interface", "protocol")
+
+
+def main() -> int:
+    """Answer one request: {"verb", "family", "text"} -> {"text"} or {"error"}."""
+    request = json.load(sys.stdin)
+    family = Family(request["family"])
+    try:
+        answer = {"text": save(family) if request["verb"] == "save" else restore(family, request["text"])}
+    except Exception as error:  # noqa: BLE001  the edge of a process: the parent raises it as a BackendError
+        answer = {"error": f"{type(error).__name__}: {error}"}
+    json.dump(answer, sys.stdout)
+    sys.stdout.flush()
+    # python-iptables' handles are freed in any order at exit, which may crash; all that matters is committed.
+    os._exit(0)
+
+
+def save(family: Family) -> str:
+    """Our chains and jumps in the tables that exist, as iptables-save writes them. Creates no table."""
+    return "".join(_listed(_table(family, name)) for name in _existing_tables(family))
+
+
+def restore(family: Family, text: str) -> str:
+    """What iptables-restore --noflush does with our restore text; one transaction a table."""
+    with open(LOCK, "a", encoding="ascii") as lock:
+        _wait_for(lock.fileno())
+        for name, table_steps in steps(text):
+            table = _table(family, name)
+            for step in table_steps:
+                _take(family, table, step)
+            table.commit()
+    return ""
+
+
+def _wait_for(lock: int) -> None:
+    deadline = time.monotonic() + LOCK_WAIT_S
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(LOCK_POLL_S)
+        else:
+            return
+
+
+def _existing_tables(family: Family) -> list[str]:
+    try:
+        with open(EXISTING[family], encoding="ascii") as names:
+            return names.read().split()
+    except OSError:
+        return []
+
+
+# python-iptables has no types.
+def _table(family: Family, name: str) -> Any:
+    import iptc  # 330–400 ms, and it runs ldconfig and gcc
+
+    table = (iptc.Table if family is Family.V4 else iptc.Table6)(name, autocommit=False)
+    # Objects are cached; one that was committed still holds what it read before.
+    table.refresh()
+    return table
+
+
+def _listed(table: Any) -> str:
+    chains: dict[str, list[str]] = {}
+    jumps: list[tuple[str, str]] = []
+    for chain in table.chains:
+        if chain.name.startswith(PREFIX):
+            chains[chain.name] = [spec(_parts(rule)) for rule in chain.rules]
+        else:
+            jumps += [(chain.name, rule.target.name) for rule in _jumps(chain)]
+    return listing(table.name, chains, jumps)
+
+
+def _jumps(chain: Any) -> Iterator[Any]:
+    """The bare jumps to our chains. Other rules are not looked into: saving some extensions crashes (NFLOG)."""
+    for rule in chain.rules:
+        if rule.target.name.startswith(PREFIX) and not rule.matches and not rule.target.goto and not _endpoints(rule):
+            yield rule
+
+
+def _parts(rule: Any) -> RuleParts:
+    matches = tuple(Module(match.name, _options(match)) for match in rule.matches)
+    target = Module(rule.target.name, () if rule.target.name in ("RETURN", "DROP") else _options(rule.target))
+    return RuleParts(_endpoints(rule), matches, target, rule.target.goto)
+
+
+def _endpoints(rule: Any) -> dict[str, str]:
+    anything = (None, "", "ip", "0.0.0.0/0.0.0.0", "::/0", "0.0.0.0/0")
+    given = {name: getattr(rule, name) for name in ENDPOINTS}
+    return {name: _with_length(str(value)) for name, value in given.items() if value not in anything}
+
+
+def _with_length(value: str) -> str:
+    """127.0.0.0/255.0.0.0 as 127.0.0.0/8, the way iptables-save writes it."""
+    from ipaddress import ip_network
+
+    if "/" not in value:
+        return value
+    negated = "!" if value.startswith("!") else ""
+    return negated + str(ip_network(value.removeprefix("!"), strict=False))
+
+
+def _options(module: Any) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    # The extension prints itself as iptables-save does; python-iptables leaves the escape of an apostrophe in.
+    given = module.get_all_parameters()
+    return tuple((name, tuple(value.replace("\\'", "'") for value in values)) for name, values in given.items())
+
+
+def _take(family: Family, table: Any, step: Step) -> None:
+    import iptc
+
+    chain = iptc.Chain(table, step.chain)
+    match step.verb:
+        case "make":
+            if table.is_chain(step.chain):
+                table.flush_entries(step.chain)
+            else:
+                table.create_chain(step.chain)
+        case "drop":
+            table.delete_chain(step.chain)
+        case "delete jump":
+            rule = next(rule for rule in _jumps(chain) if rule.target.name == step.rest)
+            table.delete_entry(step.chain, rule.rule, rule.mask)
+        case "insert jump":
+            table.insert_entry(step.chain, _rule(family, chain, RuleParts({}, (), Module(step.rest), goto=False)).rule, step.place - 1)
+        case "append":
+            table.append_entry(step.chain, _rule(family, chain, parts(step.rest)).rule)
+
+
+def _rule(family: Family, chain: Any, wanted: RuleParts) -> Any:
+    import iptc
+
+    rule = (iptc.Rule if family is Family.V4 else iptc.Rule6)(chain=chain)
+    for name, value in wanted.endpoints.items():
+        setattr(rule, name, value)
+    for module in wanted.matches:
+        _set_options(rule.create_match(module.name), module)
+    target = iptc.Target(rule, wanted.target.name, goto=wanted.goto)
+    _set_options(target, wanted.target)
+    rule.target = target
+    return rule
+
+
+def _set_options(extension: Any, wanted: Module) -> None:
+    for name, values in wanted.options:
+        extension.set_parameter(name, list(values))
+    # The public final_check() first sets every option once more from its printed form, apostrophes escaped.
+    extension._final_check()  # noqa: SLF001
+
+
+if __name__ == "__main__":
+    sys.exit(main())

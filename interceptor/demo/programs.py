@@ -1,0 +1,134 @@
+"""The demo's programs: a real HTTP server, a real client, and `interceptor proxy`, each a process in a pod."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from interceptor import launch, netns
+from interceptor.backends import process
+from interceptor.demo.pods import Pod
+from interceptor.errors import InterceptorError, ProxyError
+
+LISTENING = "0A"  # TCP_LISTEN, include/net/tcp_states.h, as /proc/net/tcp shows it
+START_TIMEOUT_S = 10.0  # Python starts in 0.1 s; this is for a machine under load
+REQUEST_TIMEOUT_S = 5
+BODY = b"hello from the server pod\n"
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """Whom a program runs as."""
+
+    uid: int
+    gid: int
+
+
+def start(pod: Pod, user: User, program: Callable[[], None]) -> int:
+    """Run `program` in `pod` as `user`, in a process of its own that dies with this one; its pid."""
+    parent = os.getpid()
+
+    def child() -> None:
+        _forget_handlers()
+        with netns.entered(pod.path):
+            launch.become(user.uid, user.gid)
+            launch.die_with(parent)
+            program()
+            sys.stdout.flush()
+            os._exit(0)  # not the way back out of the namespace: that takes privileges which are gone
+
+    return launch.spawn(child)
+
+
+def _forget_handlers() -> None:
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    # A terminal's Ctrl-C reaches this process too; the demo ends it in its own order.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def serve_http(ports: tuple[int, ...]) -> None:
+    """Answer GET on `ports`, v4 and v6, for ever."""
+    import http.server
+    import threading
+
+    _name_process("http-server")
+
+    class Hello(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/plain")
+            self.send_header("Content-Length", str(len(BODY)))
+            self.end_headers()
+            self.wfile.write(BODY)
+
+        def log_message(self, *_arguments: object) -> None:
+            """Say nothing: the table does."""
+
+    class Server(http.server.ThreadingHTTPServer):
+        address_family = socket.AF_INET6  # takes IPv4 too: IPV6_V6ONLY is off by default
+
+    servers = [Server(("::", port), Hello) for port in ports]
+    for server in servers[1:]:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+    servers[0].serve_forever()
+
+
+def request(url: str) -> Callable[[], None]:
+    """A program that fetches `url`: curl when it is installed, else Python."""
+    curl = process.find("curl")
+    if curl is None:
+        return lambda: _fetch(url)
+    limit = str(REQUEST_TIMEOUT_S)
+    argv = (curl, "-q", "--silent", "--show-error", "--fail", "--noproxy", "*", "--max-time", limit, "--output", "/dev/null", url)
+    return lambda: launch.exec_command(argv)
+
+
+def _fetch(url: str) -> None:
+    import urllib.request
+
+    _name_process("http-client")
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(url, timeout=REQUEST_TIMEOUT_S) as answer:
+        answer.read()
+
+
+def _name_process(name: str) -> None:
+    with contextlib.suppress(OSError), open("/proc/self/comm", "w", encoding="ascii") as file:
+        file.write(name)
+
+
+def wait_until_listening(pid: int, ports: frozenset[int], what: str) -> None:
+    """Return once process `pid`'s namespace listens on all `ports`. Raises ProxyError when it ends or takes too long."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while not ports <= _listening(pid):
+        if os.waitpid(pid, os.WNOHANG)[0] == pid:
+            raise ProxyError(f"{what} ended before it listened; see above")
+        if time.monotonic() > deadline:
+            raise ProxyError(f"{what} does not listen on {sorted(ports - _listening(pid))} after {START_TIMEOUT_S:g} s")
+        time.sleep(0.01)
+
+
+def _listening(pid: int) -> set[int]:
+    found: set[int] = set()
+    for table in ("tcp", "tcp6"):
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/net/{table}", encoding="ascii") as file:
+            for line in list(file)[1:]:
+                fields = line.split()
+                if fields[3] == LISTENING:
+                    found.add(int(fields[1].rpartition(":")[2], 16))
+    return found
+
+
+def finished(pid: int, what: str) -> None:
+    """Wait for a client. Raises InterceptorError when it failed."""
+    status = os.waitpid(pid, 0)[1]
+    if code := launch.exit_code(status):
+        raise InterceptorError(f"{what}: the client ended with exit code {code}; see above")

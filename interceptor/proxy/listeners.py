@@ -1,0 +1,115 @@
+"""Bind what the proxy listens on, in the network namespace of the calling thread. Accepts nothing."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from interceptor.errors import ProxyError
+from interceptor.proxy.netns_view import NetnsView
+from interceptor.proxy.settings import Listener, ProxySettings
+from interceptor.proxy.upstream import tune_stream
+from interceptor.sockets import Address, receive_local_address, receive_original_dst, set_transparent
+
+# The kernel caps it at net.core.somaxconn, 4096 by default since 5.4; fewer would drop bursts of short connections.
+BACKLOG = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class BoundListener:
+    """A listener with its socket, and the view of the namespace it is in, which all of one `open_listeners` share."""
+
+    listener: Listener
+    protocol: Literal["tcp", "udp"]
+    sock: socket.socket
+    view: NetnsView
+
+    def close(self) -> None:
+        """Stop listening. The view is closed by the proxy, once."""
+        self.sock.close()
+
+
+def open_listeners(settings: ProxySettings) -> list[BoundListener]:
+    """Bind all of `settings`' ports, on all addresses, in the current network namespace.
+
+    Raises ProxyError naming the port and what is in the way, with nothing left bound.
+    """
+    view = NetnsView()
+    bound: list[BoundListener] = []
+    try:
+        for listener, protocol in _wanted(settings):
+            bound.append(BoundListener(listener, protocol, _bind(listener, protocol, view), view))
+    except ProxyError:
+        for each in bound:
+            each.close()
+        view.close()
+        raise
+    return bound
+
+
+def _wanted(settings: ProxySettings) -> Iterator[tuple[Listener, Literal["tcp", "udp"]]]:
+    for listener in settings.listeners:
+        yield listener, "tcp"
+    for listener in settings.udp_listeners:
+        yield listener, "udp"
+    if settings.dns_port is not None:
+        for family in {listener.family: None for listener in settings.listeners}:
+            dns = Listener("dns", "redirect", settings.dns_port, family)
+            yield dns, "tcp"
+            yield dns, "udp"
+
+
+def _bind(listener: Listener, protocol: Literal["tcp", "udp"], view: NetnsView) -> socket.socket:
+    family = socket.AF_INET if listener.family == "v4" else socket.AF_INET6
+    sock = socket.socket(family, socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM)
+    try:
+        _configure(sock, listener, protocol)
+        sock.bind(("0.0.0.0" if family == socket.AF_INET else "::", listener.port))
+        if protocol == "tcp":
+            sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise ProxyError(_explain(error, listener, protocol, view)) from error
+    sock.setblocking(False)
+    return sock
+
+
+def _configure(sock: socket.socket, listener: Listener, protocol: Literal["tcp", "udp"]) -> None:
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, listener.family != "dual")
+    if listener.mode == "tproxy":
+        set_transparent(sock)
+    if protocol == "tcp":
+        # A restart must not wait for TIME_WAIT. Two listeners still exclude each other; two UDP sockets would not.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        tune_stream(sock)
+    elif listener.direction == "dns":
+        receive_local_address(sock)
+    else:
+        receive_original_dst(sock)
+
+
+def _explain(error: OSError, listener: Listener, protocol: str, view: NetnsView) -> str:
+    what = f"listening on {protocol} port {listener.port} ({listener.direction}, {listener.mode}, {listener.family})"
+    if error.errno == errno.EADDRINUSE:
+        return f"{what}: the port is taken{_taken_by(listener, protocol, view)}"
+    if error.errno in (errno.EPERM, errno.EACCES):
+        return f"{what}: {error.strerror}; needs CAP_NET_ADMIN for tproxy, CAP_NET_BIND_SERVICE for ports under 1024"
+    return f"{what}: {error.strerror}"
+
+
+def _taken_by(listener: Listener, protocol: str, view: NetnsView) -> str:
+    any_address = ipaddress.ip_address("127.0.0.1" if listener.family == "v4" else "::1")
+    number = socket.IPPROTO_TCP if protocol == "tcp" else socket.IPPROTO_UDP
+    try:
+        owner = view.listener_owner(number, Address(any_address, listener.port))
+    except OSError:
+        owner = None  # only the name is lost; that the port is taken is said either way
+    if owner is None:
+        return ""
+    process = view.process(owner.inode)
+    return f" by {process.command} (pid {process.pid}, uid {owner.uid})" if process else f" by a process of uid {owner.uid}"

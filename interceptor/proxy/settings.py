@@ -1,0 +1,57 @@
+"""What the proxy is told to do. Plain values; where they come from is the CLI's business."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+# "dns" is the proxy's own: the TCP half of the DNS forwarder is a listener like the others.
+Direction: TypeAlias = Literal["outbound", "inbound", "dns"]
+Mode: TypeAlias = Literal["redirect", "tproxy"]
+# "dual" is one IPv6 socket that takes v4-mapped peers too.
+ListenFamily: TypeAlias = Literal["v4", "v6", "dual"]
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """One port the proxy listens on, and how traffic is brought to it."""
+
+    direction: Direction
+    mode: Mode
+    port: int
+    family: ListenFamily
+
+    def __str__(self) -> str:
+        return f"{self.direction} {self.mode} {self.port}/{self.family}"
+
+
+@dataclass(frozen=True, slots=True)
+class ProxySettings:
+    """Everything the proxy can be told. Times are in seconds.
+
+    own_ports: a destination that is an own address with one of these ports would loop, and is refused.
+    probe_port: a captured connection to this port is answered by the proxy itself, as `interceptor probe` expects.
+    upstream_mark: firewall mark (SO_MARK) of upstream sockets.
+    original_source: the inbound leg dials the application from the client's own address, not from 127.0.0.6 or ::6.
+    run_as: (uid, gid) to become once the listeners are bound.
+    resolvers: IP addresses, optionally `ip:port` or `[ip]:port`; the DNS forwarder asks the first.
+    """
+
+    listeners: tuple[Listener, ...]
+    own_ports: frozenset[int]
+    probe_port: int
+    upstream_mark: int | None = None
+    original_source: bool = False
+    connect_timeout_s: float = 10.0  # ztunnel's; Linux alone would try for two minutes
+    drain_deadline_s: float = 5.0  # ztunnel's; well within the 30 s Kubernetes grants
+    idle_timeout_s: float | None = None
+    run_as: tuple[int, int] | None = None
+    udp_listeners: tuple[Listener, ...] = ()
+    udp_idle_s: float = 60.0  # longer than the 30 s of nf_conntrack_udp_timeout, so the kernel forgets first
+    dns_port: int | None = None
+    resolvers: tuple[str, ...] = ()
+
+    @property
+    def needs_net_admin(self) -> bool:
+        """Whether sockets opened while running need CAP_NET_ADMIN (SO_MARK, IP_TRANSPARENT)."""
+        return self.original_source or self.upstream_mark is not None or bool(self.udp_listeners)

@@ -1,0 +1,185 @@
+"""Socket options under their kernel header names, typed get and set, and socket addresses as values.
+
+Works on sockets that others opened; knows nothing of rules, flows or the proxy.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import ipaddress
+import socket
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+IpAddress: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
+Ancillary: TypeAlias = tuple[int, int, bytes]
+
+SO_MARK = 36  # asm-generic/socket.h
+SO_ORIGINAL_DST = 80  # linux/netfilter_ipv4.h
+IP6T_SO_ORIGINAL_DST = 80  # linux/netfilter_ipv6/ip6_tables.h
+# linux/in.h
+IP_PKTINFO = 8
+IP_FREEBIND = 15
+IP_TRANSPARENT = 19
+IP_RECVORIGDSTADDR = 20
+IP_BIND_ADDRESS_NO_PORT = 24
+# linux/in6.h
+IPV6_RECVPKTINFO = 49
+IPV6_PKTINFO = 50
+IPV6_RECVORIGDSTADDR = 74
+IPV6_TRANSPARENT = 75
+IPV6_FREEBIND = 78
+
+SIOCOUTQ = 0x5411  # linux/sockios.h: bytes written and not yet acknowledged by the peer
+
+TCP_CLOSE = 7  # net/tcp_states.h
+
+SOCKADDR_IN_SIZE = 16  # struct sockaddr_in, linux/in.h
+SOCKADDR_IN6_SIZE = 28  # struct sockaddr_in6, linux/in6.h
+RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger: on, zero seconds: close() sends RST (socket(7))
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """One end of a connection. A v4-mapped IPv6 address is held as the IPv4 address it stands for."""
+
+    ip: IpAddress
+    port: int
+    scope: int = 0  # interface index, for link-local IPv6
+
+    def __str__(self) -> str:
+        if self.ip.version == 4:
+            return f"{self.ip}:{self.port}"
+        return f"[{self.ip}%{self.scope}]:{self.port}" if self.scope else f"[{self.ip}]:{self.port}"
+
+    @property
+    def family(self) -> socket.AddressFamily:
+        """The family of a socket that can talk to this address natively."""
+        return socket.AF_INET if self.ip.version == 4 else socket.AF_INET6
+
+    @property
+    def sockaddr(self) -> tuple[str, int] | tuple[str, int, int, int]:
+        """What `socket.bind` and `socket.connect` take, for a socket of `family`."""
+        return (str(self.ip), self.port) if self.ip.version == 4 else (str(self.ip), self.port, 0, self.scope)
+
+
+def unmapped(ip: IpAddress) -> IpAddress:
+    """`ip`, or the IPv4 address inside it when it is v4-mapped (::ffff:a.b.c.d, RFC 4291 2.5.5.2)."""
+    return (ip.ipv4_mapped or ip) if ip.version == 6 else ip
+
+
+def address(sockaddr: tuple[str, int] | tuple[str, int, int, int]) -> Address:
+    """The value of what `getsockname`, `getpeername`, `accept` and `recvmsg` return for an internet socket."""
+    host, _, _ = sockaddr[0].partition("%")
+    return Address(unmapped(ipaddress.ip_address(host)), sockaddr[1], sockaddr[3] if len(sockaddr) == 4 else 0)
+
+
+def decode_sockaddr(raw: bytes) -> Address:
+    """A kernel `struct sockaddr_in` or `sockaddr_in6` as a value.
+
+    Raises ValueError when it is neither, or shorter than its family demands.
+    """
+    if len(raw) < 2:
+        raise ValueError(f"a socket address of {len(raw)} bytes")
+    (family,) = struct.unpack_from("=H", raw)
+    if family == socket.AF_INET and len(raw) >= 8:
+        port, packed = struct.unpack_from("!H4s", raw, 2)
+        return Address(ipaddress.IPv4Address(packed), port)
+    if family == socket.AF_INET6 and len(raw) >= SOCKADDR_IN6_SIZE:
+        port, _flow, packed = struct.unpack_from("!HI16s", raw, 2)
+        (scope,) = struct.unpack_from("=I", raw, 24)
+        return Address(unmapped(ipaddress.IPv6Address(packed)), port, scope)
+    raise ValueError(f"a socket address of family {family} and {len(raw)} bytes")
+
+
+def original_dst_v4(sock: socket.socket) -> Address:
+    """Where an IPv4 (or v4-mapped) connection was going before REDIRECT. Raises OSError as getsockopt does."""
+    return decode_sockaddr(sock.getsockopt(socket.SOL_IP, SO_ORIGINAL_DST, SOCKADDR_IN_SIZE))
+
+
+def original_dst_v6(sock: socket.socket) -> Address:
+    """Where an IPv6 connection was going before REDIRECT. Raises OSError as getsockopt does."""
+    return decode_sockaddr(sock.getsockopt(socket.IPPROTO_IPV6, IP6T_SO_ORIGINAL_DST, SOCKADDR_IN6_SIZE))
+
+
+def set_transparent(sock: socket.socket) -> None:
+    """Let `sock` bind and speak from addresses that are not this host's. Raises PermissionError without CAP_NET_ADMIN."""
+    _set_for_family(sock, IP_TRANSPARENT, IPV6_TRANSPARENT)
+
+
+def set_freebind(sock: socket.socket) -> None:
+    """Let `sock` bind an address that no interface has (yet)."""
+    _set_for_family(sock, IP_FREEBIND, IPV6_FREEBIND)
+
+
+def set_late_port(sock: socket.socket) -> None:
+    """Choose the source port at connect, not at bind: one port serves many destinations (ip(7)).
+
+    The option is SOL_IP's for both families: inet_bind and inet6_bind read the same flag.
+    """
+    sock.setsockopt(socket.SOL_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+
+
+def set_mark(sock: socket.socket, mark: int) -> None:
+    """Give every packet of `sock` the firewall mark `mark`. Raises PermissionError without CAP_NET_ADMIN."""
+    sock.setsockopt(socket.SOL_SOCKET, SO_MARK, struct.pack("=I", mark))
+
+
+def receive_original_dst(sock: socket.socket) -> None:
+    """Have `recvmsg` on a TPROXY datagram socket tell each datagram's original destination."""
+    _set_for_family(sock, IP_RECVORIGDSTADDR, IPV6_RECVORIGDSTADDR)
+
+
+def receive_local_address(sock: socket.socket) -> None:
+    """Have `recvmsg` on a datagram socket tell the local address each datagram arrived at."""
+    _set_for_family(sock, IP_PKTINFO, IPV6_RECVPKTINFO)
+
+
+def original_dst_of(ancillary: Iterable[Ancillary]) -> Address | None:
+    """The original destination among a datagram's control messages; None when the kernel sent none."""
+    for level, kind, content in ancillary:
+        if (level, kind) in ((socket.SOL_IP, IP_RECVORIGDSTADDR), (socket.IPPROTO_IPV6, IPV6_RECVORIGDSTADDR)):
+            return decode_sockaddr(content)
+    return None
+
+
+def reply_from_same(ancillary: Iterable[Ancillary]) -> list[Ancillary]:
+    """Control messages for `sendmsg` that answer from the address a datagram arrived at.
+
+    in_pktinfo is {interface, address to send from, destination in the header}: on receipt the kernel fills both
+    addresses, on sending it reads the middle one (ip(7)). in6_pktinfo is {address, interface} both ways.
+    The interface is left to routing: an answer may leave by another one.
+    """
+    for level, kind, content in ancillary:
+        if (level, kind) == (socket.SOL_IP, IP_PKTINFO):
+            return [(level, kind, struct.pack("=I4s4s", 0, content[4:8], bytes(4)))]
+        if (level, kind) == (socket.IPPROTO_IPV6, IPV6_PKTINFO):
+            return [(level, kind, content[:16] + bytes(4))]
+    return []
+
+
+def reset_on_close(sock: socket.socket) -> None:
+    """Make the coming close() send RST, not FIN."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+
+
+def pending_error(sock: socket.socket) -> int:
+    """SO_ERROR, which reading clears: remember what this returns."""
+    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+
+
+def unacknowledged(sock: socket.socket) -> int:
+    """How many bytes written to `sock` its peer may still acknowledge; 0 for a connection that is dead."""
+    # The state is the first byte of struct tcp_info. A dead connection keeps its counters: SIOCOUTQ alone would never be 0.
+    if sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == TCP_CLOSE:
+        return 0
+    return int(struct.unpack("=i", fcntl.ioctl(sock, SIOCOUTQ, bytes(4)))[0])
+
+
+def _set_for_family(sock: socket.socket, v4_option: int, v6_option: int) -> None:
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, v6_option, 1)
+    else:
+        sock.setsockopt(socket.SOL_IP, v4_option, 1)
