@@ -13,7 +13,7 @@ from interceptor import facts, netns
 from interceptor.backends import detect, surroundings
 from interceptor.backends.base import Backend, Difference, compare
 from interceptor.config import Config, warnings
-from interceptor.errors import BackendError, NetnsError
+from interceptor.errors import InterceptorError, NetnsError
 from interceptor.plan.build import build_plan
 from interceptor.plan.model import HostFacts, Plan
 from interceptor.values import join
@@ -77,7 +77,7 @@ def enable(config: Config, *, netns: str | None = None, allow_host: bool = False
         surroundings_changed = surroundings.prepare(plan)
         try:
             changed = _backend(choice.name).apply(plan)
-        except BackendError:
+        except InterceptorError:
             surroundings_changed.undo()
             raise
         # After the new rules stand: at no moment is nothing captured.

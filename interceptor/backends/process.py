@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from interceptor.backends import hints
 from interceptor.errors import BackendError
 
 # iptables-legacy waits for a lock that kube-proxy may hold for seconds; Istio waits 30 s, Kuma 5 s. A hung nft is killed.
@@ -54,9 +55,8 @@ def run(argv: Sequence[str], *, stdin: str = "", timeout_s: float = TIMEOUT_S) -
 
 
 def run_checked(argv: Sequence[str], *, stdin: str = "", doing: str, timeout_s: float = TIMEOUT_S) -> str:
-    """Run `argv`; its stdout. Raises BackendError, with `doing` and stderr, unless it exits 0."""
+    """Run `argv`; its stdout. Raises BackendError or Unsupported, with `doing` and stderr, unless it exits 0."""
     result = run(argv, stdin=stdin, timeout_s=timeout_s)
     if result.status != 0:
-        stderr = " / ".join(line.strip() for line in result.stderr.splitlines() if line.strip())[:2000]
-        raise BackendError(f"{doing}: {argv[0]} exit {result.status}: {stderr or 'no message'}")
+        raise hints.explained(doing, argv[0], result.status, result.stderr)
     return result.stdout

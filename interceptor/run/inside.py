@@ -15,11 +15,11 @@ import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from interceptor import capture, launch, links, netns
+from interceptor import capture, launch, links
 from interceptor.config import Config
 from interceptor.errors import InterceptorError, NetnsError
-from interceptor.proxy.server import BoundListener, open_listeners
 from interceptor.proxy.settings import ProxySettings
+from interceptor.run.handover import send_failure, send_listeners
 from interceptor.values import Family, Network
 
 # Nothing ever leaves by this interface: what is sent to it was captured before, or is lost.
@@ -52,17 +52,14 @@ def live(job: Job, control: socket.socket) -> None:
     parent = os.getppid()
     try:
         with_user_namespace = _enter_new_namespace()
-        listeners = _furnish(job)
+        _furnish(job)
+        send_listeners(control, job.settings)
     except InterceptorError as error:
-        control.send(json.dumps({"error": str(error), "exit_code": error.exit_code}).encode())
+        send_failure(control, error)
         return
     if with_user_namespace:
         launch.drop_ambient_capabilities()
     launch.die_with(parent)
-    ready = {"listeners": [bound.kind for bound in listeners], "netns": netns.identity()}
-    socket.send_fds(control, [json.dumps(ready).encode()], [bound.socket.fileno() for bound in listeners])
-    for bound in listeners:
-        bound.socket.close()
     if control.recv(1) != b"g":
         return
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -98,7 +95,7 @@ def _write(path: str, text: str) -> None:
         file.write(text)
 
 
-def _furnish(job: Job) -> list[BoundListener]:
+def _furnish(job: Job) -> None:
     links.set_up("lo")
     links.add_veth_pair(links.End(INTERFACE), links.End(FAR_END))
     links.set_up_without_arp(FAR_END)
@@ -108,7 +105,6 @@ def _furnish(job: Job) -> list[BoundListener]:
     for network in job.reach:
         links.add_route(INTERFACE, network)
     capture.enable(job.config)
-    return open_listeners(job.settings)
 
 
 def _families(reach: Sequence[Network]) -> Iterator[Family]:

@@ -8,17 +8,18 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from interceptor import facts, launch, links, netns
 from interceptor.config import Config
-from interceptor.errors import InterceptorError
+from interceptor.errors import NetnsError
 from interceptor.plan.build import build_plan
 from interceptor.plan.model import Plan
 from interceptor.proxy.flows import Flow
-from interceptor.proxy.server import BoundListener, Proxy
-from interceptor.run.inside import INTERFACE, Job, live
+from interceptor.proxy.server import Proxy
+from interceptor.run.handover import MESSAGE_SIZE, receive_listeners
+from interceptor.run.inside import ADDRESSES, INTERFACE, Job, live
 from interceptor.run.setup import proxy_settings, run_config
 from interceptor.table import Place
 from interceptor.values import Family
@@ -28,14 +29,15 @@ FORWARDED = frozenset(
     {signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH}
 )
 SI_USER_MAX = 0  # siginfo(7): si_code is above it for what the kernel sent, like a terminal's Ctrl-C to its whole process group
-MESSAGE_SIZE = 1 << 16
-LISTENERS_MAX = 64
 GRACE_S = 1.0  # what the command left running has no network any more; a second is enough to flush a file
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The command's exit code, its captured connections, and what is needed to name the rule of each."""
+    """The command's exit code, its captured connections, and what is needed to name the rule of each.
+
+    `message` is set when there was no command to run; then there are no flows either.
+    """
 
     exit_code: int
     flows: tuple[Flow, ...]
@@ -43,20 +45,13 @@ class Ended:
     message: str = ""
 
 
-class ChildFailed(InterceptorError):
-    """Setting the namespace up failed; text and exit code are the child's."""
-
-    def __init__(self, text: str, exit_code: int) -> None:
-        super().__init__(text)
-        self.exit_code = exit_code
-
-
 def run(argv: Sequence[str], config: Config) -> Ended:
     """Run `argv` captured, to its end. Raises InterceptorError when the namespace cannot be set up; then nothing ran."""
     config = run_config(config)
     reach = tuple(network for family in Family for network in links.reachable(family))
-    plan = build_plan(config, facts.look())
-    settings = proxy_settings(config)
+    found = facts.look()
+    plan = build_plan(config, found)
+    settings = proxy_settings(config, plan, found)
     # Before the fork, and so before there are threads: a signal meant for the command must not end us.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED | {signal.SIGCHLD})
     job = Job(tuple(argv), config, settings, reach, frozenset(mask))
@@ -80,45 +75,38 @@ class _Run:
             ours.close()
             live(job, theirs)
 
+        # What the command leaves running becomes our child, not init's: so it can be ended and waited for.
+        launch.prctl(launch.PR_SET_CHILD_SUBREAPER, 1)
         self.pid = launch.spawn(child)
         theirs.close()
 
     def to_the_end(self) -> Ended:
-        waited = False
+        """Let it run; raises SetupFailed when it cannot."""
+        over = False
         try:
-            listeners, namespace = self._receive()
-            proxy = Proxy(self.job.settings, listeners, self.flows.append, _open_socket)
+            handed = receive_listeners(self.control)
+            proxy = Proxy(self.job.settings, handed.listeners, self.flows.append, socket.socket)
             relaying = threading.Thread(target=proxy.run, name="proxy")
             relaying.start()
             try:
                 self.control.send(b"g")
+                # Empty once exec has closed the command's end.
                 failure = self.control.recv(MESSAGE_SIZE)
                 status = self._wait()
-                waited = True
-                _end_left_behind(namespace)
+                over = True
+                launch.end(_left_behind(handed.namespace), grace_s=GRACE_S)
             finally:
                 proxy.stop()
                 relaying.join()
         finally:
             self.control.close()
-            if not waited:
+            if not over:
                 launch.end([self.pid], grace_s=0)
-        place = Place(self.plan, INTERFACE)
+        place = Place(self.plan, INTERFACE, frozenset(address.ip for address in ADDRESSES.values()))
         if failure:
             code, message = launch.exec_failure(self.job.argv, json.loads(failure)["errno"])
             return Ended(code, (), place, message)
         return Ended(launch.exit_code(status), tuple(self.flows), place)
-
-    def _receive(self) -> tuple[list[BoundListener], tuple[int, int]]:
-        received, descriptors, _flags, _address = socket.recv_fds(self.control, MESSAGE_SIZE, LISTENERS_MAX)
-        if not received:
-            raise ChildFailed("setting up the command's namespace failed; see above", launch.CHILD_FAILED)
-        message = json.loads(received)
-        if "error" in message:
-            raise ChildFailed(message["error"], message["exit_code"])
-        listeners = [adopt(kind, descriptor) for kind, descriptor in zip(message["listeners"], descriptors, strict=True)]
-        device, inode = message["netns"]
-        return listeners, (device, inode)
 
     def _wait(self) -> int:
         """Pass signals on until the command has ended; its wait status."""
@@ -133,5 +121,12 @@ class _Run:
                     os.kill(self.pid, received.si_signo)
 
 
-def _open_socket(family: int) -> socket.socket:
-    return socket.socket(family, socket.SOCK_STREAM)
+def _left_behind(namespace: tuple[int, int]) -> list[int]:
+    """The processes that the command left running in its namespace; they are our children now (PR_SET_CHILD_SUBREAPER)."""
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            with contextlib.suppress(NetnsError):
+                if netns.identity(f"/proc/{entry}/ns/net") == namespace:
+                    found.append(int(entry))
+    return found
