@@ -105,13 +105,13 @@ def check(config: Config, *, netns: str | None = None) -> Checked:
         choice = detect.choose(config.backend, missing, needs_nft=config.proxy_cgroup is not None)
         name, reason = choice.name, choice.reason
         holding = list(_holding(missing))
-        if config.backend == "auto" and holding and name not in holding:
+        if config.backend == "auto" and holding and not any(_same_tables(other, name) for other in holding):
             name, reason = holding[0], "it holds rules of ours"
         backend = _backend(name)
         differences = [
             *compare(backend.expected(plan), backend.observe()),
             *surroundings.differences(plan),
-            *(Difference("extra", other, "rules of ours in a second backend") for other in holding if other != name),
+            *(Difference("extra", other, "rules of ours in a second backend") for other in holding if not _same_tables(other, name)),
         ]
         return Checked(name, reason, tuple(differences))
 
@@ -153,12 +153,14 @@ def _holding(missing: dict[detect.BackendName, str]) -> Iterator[detect.BackendN
 
 
 def _remove_others(keep: detect.BackendName | None, missing: dict[detect.BackendName, str]) -> Iterator[str]:
-    same_tables = {"iptables-legacy", "libiptc"}
     for name in _holding(missing):
-        if name == keep or (name in same_tables and keep in same_tables):
-            continue
-        _backend(name).remove()
-        yield name
+        if not _same_tables(name, keep):
+            _backend(name).remove()
+            yield name
+
+
+def _same_tables(name: detect.BackendName, other: detect.BackendName | None) -> bool:
+    return name == other or {name, other} == {"iptables-legacy", "libiptc"}
 
 
 def _warnings(config: Config, found: HostFacts) -> Iterator[str]:

@@ -1,19 +1,19 @@
-"""Flows as a readable table: who, where to, captured by which rule, bytes, time. Pure."""
+"""Flows as a readable table, and as JSON with the rule added: who, where to, captured by which rule, bytes, time. Pure."""
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from datetime import datetime
+from dataclasses import dataclass
 from typing import Any
 
 from interceptor.plan.model import Plan
 from interceptor.plan.walk import Fate, Packet, walk
-from interceptor.sockets import Address
 from interceptor.values import Address as Ip
 from interceptor.values import Proto
 
 RIGHT_ALIGNED = frozenset({"SENT", "RECEIVED", "TOOK"})
+COMMAND_WIDTH = 20
 KIB = 1024
 
 
@@ -40,40 +40,48 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """One flow as a person reads it. `flow` is the proxy's own record; None: it went past the proxy. `pod` may be empty."""
+    """One connection as it is shown. `record` is the proxy's flow record, or what is known of a connection it never saw."""
 
-    pod: str
-    who: str
-    direction: str
-    destination: Address
+    record: Mapping[str, Any]
     rule: Rule
-    flow: Mapping[str, Any] | None = field(default=None, hash=False)
+    pod: str = ""
 
     def as_json(self) -> dict[str, Any]:
-        """The proxy's record, with the rule and the pod added."""
-        decided = {"fate": self.rule.fate, "rule": self.rule.why, "option": self.rule.option}
-        own = {"direction": self.direction, "original_dst": str(self.destination)}
-        return {**({"pod": self.pod} if self.pod else {}), **(self.flow or own), **decided}
+        """The record, with the pod before and the rule behind it."""
+        pod = {"pod": self.pod} if self.pod else {}
+        return {**pod, **self.record, "fate": self.rule.fate, "rule": self.rule.why, "option": self.rule.option}
+
+
+def see(record: Mapping[str, Any], place: Place, pod: str = "") -> Seen:
+    """A flow record (proxy/flows.py, as JSON) with the rule that captured it, found by walking the plan at `place`."""
+    if record["original_dst"] is None:
+        return Seen(record, Rule("captured", "its original destination is not known", ""), pod)
+    return Seen(record, decide(place, _first_packet(record, place)), pod)
 
 
 def decide(place: Place, packet: Packet) -> Rule:
-    """The rule that decides about `packet`, by walking the plan."""
+    """The rule that decides about `packet`."""
     outcome = walk(place.plan, packet)
     if outcome.deciding is None:
-        return Rule(outcome.fate, "no rule met it", "")
+        return Rule(outcome.fate, "no rule meets it", "")
     return Rule(outcome.fate, outcome.deciding.rule.why, outcome.deciding.rule.option)
 
 
-def outbound_packet(place: Place, proto: Proto, client: Address, destination: Address, uid: int | None) -> Packet:
-    """What a process of the namespace sent."""
-    own = destination.ip.is_loopback or destination.ip in place.local
+def _first_packet(record: Mapping[str, Any], place: Place) -> Packet:
+    source, _ = parse_address(record["client"])
+    destination, port = parse_address(record["original_dst"])
+    proto = Proto(record["protocol"])
+    if record["direction"] == "inbound":
+        return Packet(proto, source, destination, port, in_interface=place.interface, local=place.local)
+    own = destination.is_loopback or destination in place.local
     interface = "lo" if own else place.interface
-    return Packet(proto, client.ip, destination.ip, destination.port, uid=uid, out_interface=interface, local=place.local)
+    return Packet(proto, source, destination, port, uid=record["uid"], out_interface=interface, local=place.local)
 
 
-def inbound_packet(place: Place, proto: Proto, client: Address, destination: Address) -> Packet:
-    """What came in from outside."""
-    return Packet(proto, client.ip, destination.ip, destination.port, in_interface=place.interface, local=place.local)
+def parse_address(text: str) -> tuple[Ip, int]:
+    """`192.0.2.1:80` or `[2001:db8::1%2]:80`, as sockets.Address writes them."""
+    host, _, port = text.rpartition(":")
+    return ipaddress.ip_address(host.strip("[]").partition("%")[0]), int(port)
 
 
 def lines(seen: Iterable[Seen]) -> list[str]:
@@ -82,6 +90,37 @@ def lines(seen: Iterable[Seen]) -> list[str]:
     columns = [name for name in (rows[0] if rows else ()) if any(row[name] for row in rows)]
     widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in columns}
     return [_aligned(row, widths) for row in ({name: name for name in columns}, *rows)] if rows else []
+
+
+def _row(seen: Seen) -> dict[str, str]:
+    record = seen.record
+    direct = seen.rule.fate == "direct"
+    return {
+        "TIME": (record.get("time") or "").partition("T")[2].rstrip("Z"),
+        "POD": seen.pod,
+        "WHO": _who(record),
+        "DIRECTION": str(record["direction"]),
+        "DESTINATION": str(record["original_dst"] or "?"),
+        "RULE": f"direct: {seen.rule}" if direct else str(seen.rule),
+        "SENT": "" if direct else amount(record["bytes_sent"]),
+        "RECEIVED": "" if direct else amount(record["bytes_received"]),
+        "TOOK": "" if direct else f"{record['duration_ms']:.1f} ms",
+        "END": "" if direct else _end(record),
+    }
+
+
+def _who(record: Mapping[str, Any]) -> str:
+    uid, pid, command = record.get("uid"), record.get("pid"), record.get("command")
+    ids = ", ".join(f"{name} {value}" for name, value in (("uid", uid), ("pid", pid)) if value is not None)
+    if not command:
+        return ids or "?"
+    program, _, _ = command.partition(" ")
+    return f"{program.rpartition('/')[2][:COMMAND_WIDTH]} ({ids})"
+
+
+def _end(record: Mapping[str, Any]) -> str:
+    reason = str(record["reason"]).replace("_", " ")
+    return f"{reason}: {record['error']}" if record.get("error") else reason
 
 
 def _aligned(row: Mapping[str, str], widths: Mapping[str, int]) -> str:

@@ -1,4 +1,4 @@
-"""Become the proxy's own user, keeping CAP_NET_ADMIN alone when it is needed. Called once, before any thread is started."""
+"""Become the proxy's own user, keeping only the capabilities that are named. Called once, before any thread is started."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ CAP_NET_ADMIN = 12  # linux/capability.h
 CAPABILITY_VERSION_3 = 0x20080522
 
 
-def become(uid: int, gid: int, *, keep_net_admin: bool) -> None:
-    """Set groups, gid and uid for good. Raises ProxyError when the kernel refuses; the process should then end."""
+def become(uid: int, gid: int, capabilities: frozenset[int]) -> None:
+    """Set groups, gid and uid for good, with no more than `capabilities` (CAP_*, below 32) left. Raises ProxyError when the kernel refuses; the process should then end."""
     import ctypes  # noqa: PLC0415  # used once, and only when told to change user
 
     libc = ctypes.CDLL(None, use_errno=True)
     try:
-        if keep_net_admin and libc.prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0) != 0:
+        if capabilities and libc.prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0) != 0:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
         os.setgroups([])
         os.setgid(gid)
         os.setuid(uid)
-        if keep_net_admin and libc.capset(_header(), _only_net_admin()) != 0:
+        if libc.capset(_header(), _only(capabilities)) != 0:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     except OSError as error:
         raise ProxyError(f"becoming uid {uid}, gid {gid}: {error.strerror}; needs CAP_SETUID and CAP_SETGID") from error
@@ -33,7 +33,7 @@ def _header() -> bytes:
     return struct.pack("=Ii", CAPABILITY_VERSION_3, 0)
 
 
-def _only_net_admin() -> bytes:
+def _only(capabilities: frozenset[int]) -> bytes:
     # Two times {effective, permitted, inheritable}: the low and the high 32 capabilities.
-    low = 1 << CAP_NET_ADMIN
+    low = sum(1 << capability for capability in capabilities)
     return struct.pack("=6I", low, low, 0, 0, 0, 0)

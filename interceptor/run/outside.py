@@ -8,11 +8,12 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from interceptor import facts, launch, links, netns
-from interceptor.config import Config
+from interceptor.sources import Resolved
 from interceptor.errors import NetnsError
 from interceptor.plan.build import build_plan
 from interceptor.plan.model import Plan
@@ -45,9 +46,9 @@ class Ended:
     message: str = ""
 
 
-def run(argv: Sequence[str], config: Config) -> Ended:
+def run(argv: Sequence[str], resolved: Resolved) -> Ended:
     """Run `argv` captured, to its end. Raises InterceptorError when the namespace cannot be set up; then nothing ran."""
-    config = run_config(config)
+    config = run_config(resolved)
     reach = tuple(network for family in Family for network in links.reachable(family))
     found = facts.look()
     plan = build_plan(config, found)
@@ -94,7 +95,7 @@ class _Run:
                 failure = self.control.recv(MESSAGE_SIZE)
                 status = self._wait()
                 over = True
-                launch.end(_left_behind(handed.namespace), grace_s=GRACE_S)
+                _end_left_behind(handed.namespace)
             finally:
                 proxy.stop()
                 relaying.join()
@@ -121,8 +122,23 @@ class _Run:
                     os.kill(self.pid, received.si_signo)
 
 
-def _left_behind(namespace: tuple[int, int]) -> list[int]:
-    """The processes that the command left running in its namespace; they are our children now (PR_SET_CHILD_SUBREAPER)."""
+def _end_left_behind(namespace: tuple[int, int]) -> None:
+    """End what the command left running in its namespace: without the proxy it has no network any more."""
+    deadline = time.monotonic() + GRACE_S
+    number = signal.SIGTERM
+    while pids := _inhabitants(namespace):
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, number)
+        time.sleep(0.01)
+        _reap()
+        if time.monotonic() > deadline:
+            if number == signal.SIGKILL:
+                return  # not ours to kill (a set-uid program); the kernel keeps its namespace while it runs
+            number, deadline = signal.SIGKILL, time.monotonic() + GRACE_S
+
+
+def _inhabitants(namespace: tuple[int, int]) -> list[int]:
     found = []
     for entry in os.listdir("/proc"):
         if entry.isdigit():
@@ -130,3 +146,9 @@ def _left_behind(namespace: tuple[int, int]) -> list[int]:
                 if netns.identity(f"/proc/{entry}/ns/net") == namespace:
                     found.append(int(entry))
     return found
+
+
+def _reap() -> None:
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass

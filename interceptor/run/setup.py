@@ -7,16 +7,19 @@ from dataclasses import replace
 from interceptor.config import Config
 from interceptor.plan.model import HostFacts, Plan
 from interceptor.proxy.settings import Listener, ListenFamily, ProxySettings
+from interceptor.sources import Resolved
 from interceptor.values import Family, Mark
 
 # In the namespace nothing is the proxy's own: it dials from outside. A rule needs some identity, so: a mark nobody sets.
 NOBODYS_MARK = Mark(0x69746300)
 
 
-def run_config(config: Config) -> Config:
-    """`config` for the command's namespace: outbound only, and no traffic of the proxy's."""
+def run_config(resolved: Resolved) -> Config:
+    """The Config for the command's namespace: outbound only, DNS unless told otherwise, and no traffic of the proxy's."""
+    config = resolved.config
     return replace(
         config,
+        dns="all" if resolved.origin["dns"] == "default" else config.dns,
         inbound="off",
         original_source=False,
         proxy_uid=(),
