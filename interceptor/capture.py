@@ -49,11 +49,12 @@ class Removed:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """How the kernel differs from the plan; no differences means equal."""
+    """How the kernel differs from the plan; no differences means equal. `nothing_there`: no rule of ours at all."""
 
     backend: str
     reason: str
     differences: tuple[Difference, ...]
+    nothing_there: bool = False
 
 
 def prepare(config: Config, *, netns: str | None = None) -> Prepared:
@@ -108,12 +109,17 @@ def check(config: Config, *, netns: str | None = None) -> Checked:
         if config.backend == "auto" and holding and not any(_same_tables(other, name) for other in holding):
             name, reason = holding[0], "it holds rules of ours"
         backend = _backend(name)
+        observed = backend.observe()
         differences = [
-            *compare(backend.expected(plan), backend.observe()),
+            *compare(backend.expected(plan), observed),
             *surroundings.differences(plan),
-            *(Difference("extra", other, "rules of ours in a second backend") for other in holding if not _same_tables(other, name)),
+            *(
+                Difference("extra", other, "rules of ours in a second backend")
+                for other in holding
+                if not _same_tables(other, name)
+            ),
         ]
-        return Checked(name, reason, tuple(differences))
+        return Checked(name, reason, tuple(differences), nothing_there=not observed.chains)
 
 
 def _entered(namespace: str | None) -> AbstractContextManager[None]:

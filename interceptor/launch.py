@@ -84,7 +84,10 @@ def spawn(child: Callable[[], None]) -> int:
 
 
 def die_with(parent: int) -> None:
-    """Be killed when `parent`, which started us, ends. The kernel forgets this when uids or capabilities change: say it again."""
+    """Be killed when `parent`, which started us, ends.
+
+    The kernel forgets this when uids or capabilities change (prctl(2), PR_SET_PDEATHSIG): say it again then.
+    """
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before the line above
         os._exit(CHILD_FAILED)

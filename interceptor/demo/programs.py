@@ -10,15 +10,18 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from interceptor import launch, netns
 from interceptor.backends import process
+from interceptor.config import Config
 from interceptor.demo.pods import Pod
 from interceptor.errors import InterceptorError, ProxyError
 
 LISTENING = "0A"  # TCP_LISTEN, include/net/tcp_states.h, as /proc/net/tcp shows it
 START_TIMEOUT_S = 10.0  # Python starts in 0.1 s; this is for a machine under load
 REQUEST_TIMEOUT_S = 5
+Program: TypeAlias = Callable[[], None]
 BODY = b"hello from the server pod\n"
 
 
@@ -30,7 +33,7 @@ class User:
     gid: int
 
 
-def start(pod: Pod, user: User, program: Callable[[], None]) -> int:
+def start(pod: Pod, user: User, program: Program) -> int:
     """Run `program` in `pod` as `user`, in a process of its own that dies with this one; its pid."""
     parent = os.getpid()
 
@@ -54,6 +57,20 @@ def _forget_handlers() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
+def proxy(config: Config, flows_fd: int) -> Program:
+    """`interceptor proxy` for `config`, its flow records going to `flows_fd`."""
+    options = [
+        f"--outbound-port={config.outbound_port}",
+        f"--inbound-port={config.inbound_port}",
+    ]
+
+    def become_proxy() -> None:
+        os.dup2(flows_fd, 1)
+        launch.exec_command([sys.executable, "-m", "interceptor", "proxy", *options])
+
+    return become_proxy
+
+
 def serve_http(ports: tuple[int, ...]) -> None:
     """Answer GET on `ports`, v4 and v6, for ever."""
     import http.server
@@ -62,7 +79,7 @@ def serve_http(ports: tuple[int, ...]) -> None:
     _name_process("http-server")
 
     class Hello(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
+        def do_GET(self) -> None:  # noqa: N802 - http.server's name
             self.send_response(200)
             self.send_header("Content-Type", "text/plain")
             self.send_header("Content-Length", str(len(BODY)))
@@ -81,13 +98,13 @@ def serve_http(ports: tuple[int, ...]) -> None:
     servers[0].serve_forever()
 
 
-def request(url: str) -> Callable[[], None]:
+def request(url: str) -> Program:
     """A program that fetches `url`: curl when it is installed, else Python."""
     curl = process.find("curl")
     if curl is None:
         return lambda: _fetch(url)
-    limit = str(REQUEST_TIMEOUT_S)
-    argv = (curl, "-q", "--silent", "--show-error", "--fail", "--noproxy", "*", "--max-time", limit, "--output", "/dev/null", url)
+    # -q and --noproxy: the user's own settings must not lead it elsewhere.
+    argv = f"{curl} -q -sSf --noproxy * --max-time {REQUEST_TIMEOUT_S} -o /dev/null {url}".split()
     return lambda: launch.exec_command(argv)
 
 

@@ -77,3 +77,11 @@ def _explained(results: list[Result], config: Config, netns_name: str | None) ->
     for result in results:
         detail = f"{result.detail}; {found}" if result.status == "failed" else result.detail
         yield Result(result.path, result.status, detail, result.rule)
+
+
+def _suspects(checked: capture.Checked) -> str:
+    if not checked.differences:
+        return "the rules are as planned: look at other programs' rules"
+    if checked.nothing_there:
+        return "no rule of ours is there: run `interceptor init`"
+    return "; ".join(str(difference) for difference in checked.differences[:3])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import socket
@@ -55,6 +54,8 @@ def _in_child(path: Path, beside: Neighbour | None) -> Answer:
     except PermissionError:
         return Answer(refused_privilege=True)
     family = socket.AF_INET if path.family is Family.V4 else socket.AF_INET6
+    if not _has_route(family, path):
+        return Answer(no_route=True)
     kind = socket.SOCK_STREAM if path.proto is Proto.TCP else socket.SOCK_DGRAM
     try:
         with socket.socket(family, kind) as sending:
@@ -64,7 +65,20 @@ def _in_child(path: Path, beside: Neighbour | None) -> Answer:
                 sending.send(path.expected.encode())
             return Answer(_told(sending))
     except OSError as error:
-        return Answer(error=error.strerror or str(error), no_route=error.errno in (errno.ENETUNREACH, errno.EADDRNOTAVAIL))
+        return Answer(error=error.strerror or str(error))
+
+
+def _has_route(family: socket.AddressFamily, path: Path) -> bool:
+    """Whether the packet would be sent at all. Connecting a datagram socket asks the routing table and sends nothing.
+
+    An unreachable network that shows only later was told by some router: then the packet did leave, uncaptured.
+    """
+    with socket.socket(family, socket.SOCK_DGRAM) as asking:
+        try:
+            asking.connect((str(path.destination), path.port))
+        except OSError:
+            return False
+    return True
 
 
 def _become(uid: int, gid: int) -> None:

@@ -108,9 +108,7 @@ class Connection:
 
     def _open_upstream(self, destination: Address) -> None:
         try:
-            self._upstream = self._runtime.dial(
-                socket.SOCK_STREAM, self._listener.direction, self._client_address, destination
-            )
+            self._upstream = self._runtime.dial(socket.SOCK_STREAM, self._listener.direction, self._client_address, destination)
         except UpstreamError as error:
             self._error = str(error)
             self.feed(UpstreamFailed(error.errno))
@@ -195,9 +193,9 @@ class Connection:
         view = self._runtime.view
         try:
             if self._listener.direction == "inbound":
-                self._owner = view.listener_owner(socket.IPPROTO_TCP, self._original_dst)
+                self._owner = view.netlink.listener_owner(socket.IPPROTO_TCP, self._original_dst)
             else:
-                self._owner = view.owner(socket.IPPROTO_TCP, self._client_address, self._original_dst)
+                self._owner = view.netlink.owner(socket.IPPROTO_TCP, self._client_address, self._original_dst)
         except OSError:
             return  # stays unknown, and says so
         if self._owner is not None:
@@ -207,7 +205,7 @@ class Connection:
         if self._owner is None or self._session.state is State.CLOSED:
             return
         try:
-            self._process = self._runtime.view.process(self._owner.inode)
+            self._process = self._runtime.view.finder.find(self._owner.inode)
         except OSError:
             return  # out of descriptors: stays unknown
 

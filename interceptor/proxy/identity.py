@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Callable
 
 from interceptor.errors import ProxyError
 
@@ -13,20 +14,26 @@ CAPABILITY_VERSION_3 = 0x20080522
 
 
 def become(uid: int, gid: int, capabilities: frozenset[int]) -> None:
-    """Set groups, gid and uid for good, with no more than `capabilities` (CAP_*, below 32) left. Raises ProxyError when the kernel refuses; the process should then end."""
-    import ctypes  # noqa: PLC0415  # used once, and only when told to change user
+    """Set groups, gid and uid for good, with no more than `capabilities` (CAP_*, below 32) left.
+
+    Raises ProxyError when the kernel refuses; the process should then end.
+    """
+    import ctypes  # used once, and only when told to change user
 
     libc = ctypes.CDLL(None, use_errno=True)
     try:
-        if capabilities and libc.prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0) != 0:
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        _check(libc.prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0), ctypes.get_errno)
         os.setgroups([])
         os.setgid(gid)
         os.setuid(uid)
-        if libc.capset(_header(), _only(capabilities)) != 0:
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        _check(libc.capset(_header(), _only(capabilities)), ctypes.get_errno)
     except OSError as error:
         raise ProxyError(f"becoming uid {uid}, gid {gid}: {error.strerror}; needs CAP_SETUID and CAP_SETGID") from error
+
+
+def _check(status: int, last_errno: Callable[[], int]) -> None:
+    if status != 0:
+        raise OSError(last_errno(), os.strerror(last_errno()))
 
 
 def _header() -> bytes:

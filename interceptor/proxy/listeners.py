@@ -68,7 +68,8 @@ def _bind(listener: Listener, protocol: Literal["tcp", "udp"], view: NetnsView) 
     sock = socket.socket(family, socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM)
     try:
         _configure(sock, listener, protocol)
-        sock.bind(("0.0.0.0" if family == socket.AF_INET else "::", listener.port))
+        # All addresses: REDIRECT delivers to whichever address the packet came in by.
+        sock.bind(("", listener.port))
         if protocol == "tcp":
             sock.listen(BACKLOG)
     except OSError as error:
@@ -106,10 +107,10 @@ def _taken_by(listener: Listener, protocol: str, view: NetnsView) -> str:
     any_address = ipaddress.ip_address("127.0.0.1" if listener.family == "v4" else "::1")
     number = socket.IPPROTO_TCP if protocol == "tcp" else socket.IPPROTO_UDP
     try:
-        owner = view.listener_owner(number, Address(any_address, listener.port))
+        owner = view.netlink.listener_owner(number, Address(any_address, listener.port))
     except OSError:
         owner = None  # only the name is lost; that the port is taken is said either way
     if owner is None:
         return ""
-    process = view.process(owner.inode)
+    process = view.finder.find(owner.inode)
     return f" by {process.command} (pid {process.pid}, uid {owner.uid})" if process else f" by a process of uid {owner.uid}"

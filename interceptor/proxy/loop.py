@@ -12,6 +12,7 @@ import select
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeAlias
 
 OnReady: TypeAlias = Callable[[int], None]
@@ -48,7 +49,7 @@ class Loop:
         self.on_wakeup: Callable[[bytes], None] = lambda _bytes: None
 
     def watch(self, descriptor: int, mask: int, on_ready: OnReady) -> None:
-        """Call `on_ready(events)` whenever `descriptor` is ready for `mask`, level-triggered. Errors and hang-ups always count."""
+        """Call `on_ready(events)` whenever `descriptor` is ready for `mask` (level-triggered), broken or hung up."""
         self._epoll.register(descriptor, mask)
         self._on_ready[descriptor] = on_ready
 
@@ -77,10 +78,8 @@ class Loop:
 
     def wake(self, message: bytes = b"\0") -> None:
         """Interrupt the wait, from any thread; `on_wakeup` gets `message`. Signals arrive the same way."""
-        try:
+        with suppress(BlockingIOError):  # a full pipe wakes it as well
             os.write(self.wake_write, message)
-        except BlockingIOError:
-            pass  # a full pipe wakes it as well
 
     def run(self) -> None:
         """Serve until `stop()`."""

@@ -68,11 +68,17 @@ class Netlink:
         *_, uid, inode = SOCKET_ANSWER.unpack_from(answer)
         return SocketOwner(uid, inode)
 
+    def listener_owner(self, protocol: int, local: Address) -> SocketOwner | None:
+        """Who listens on `local`; None when nobody does."""
+        return self.owner(protocol, local, Address(type(local.ip)(0), 0))
+
     def is_local(self, ip: IpAddress) -> bool:
         """Whether `ip` is an address of this network namespace, loopback included."""
         family = socket.AF_INET if ip.version == 4 else socket.AF_INET6
         packed = ip.packed
-        question = ROUTE.pack(family, len(packed) * 8, 0, 0, 0, 0, 0, 0, 0) + struct.pack("=HH", 4 + len(packed), RTA_DST) + packed
+        question = (
+            ROUTE.pack(family, len(packed) * 8, 0, 0, 0, 0, 0, 0, 0) + struct.pack("=HH", 4 + len(packed), RTA_DST) + packed
+        )
         answer = _ask(self._route, RTM_GETROUTE, question)
         return answer is not None and ROUTE.unpack_from(answer)[7] == RTN_LOCAL
 

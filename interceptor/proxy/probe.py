@@ -15,7 +15,10 @@ DEADLINE_S = 5.0
 
 
 class ProbeAnswer:
-    """One answered probe: line and FIN are sent at once, then the prober's own end is awaited, so that no RST overtakes the line."""
+    """One answered probe.
+
+    Line and FIN are sent at once, then the prober's own end is awaited, so that no RST overtakes the line.
+    """
 
     def __init__(self, loop: Loop, sock: socket.socket, listener: Listener, client: Address, original_dst: Address) -> None:
         self._loop = loop

@@ -44,6 +44,6 @@ class Runtime:
             self.settings.original_source
             and client.ip.version == destination.ip.version
             and client.ip != destination.ip
-            and not self.view.is_local(client.ip)
+            and not self.view.netlink.is_local(client.ip)
         )
         return client if keeps_client else PASSTHROUGH_SOURCES[destination.ip.version]

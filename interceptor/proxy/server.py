@@ -7,9 +7,8 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from collections.abc import Iterator
 from select import EPOLLIN
 
 from interceptor.proxy import closing
@@ -123,7 +122,7 @@ class Proxy:
         destination: Address | None = None
         try:
             destination = original_dst(sock, bound.listener.mode)
-            refuse_loop(destination, self._settings.own_ports | {bound.listener.port}, bound.view.is_local)
+            refuse_loop(destination, self._settings.own_ports | {bound.listener.port}, bound.view.netlink.is_local)
         except NoOriginalDst as error:
             self._refuse(bound, sock, client, destination, error.reason, str(error))
             return

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Callable
 from select import EPOLLIN
+from typing import TypeAlias
 
 from interceptor.proxy.flows import Flow, errno_name
 from interceptor.proxy.listeners import BoundListener
@@ -18,6 +20,9 @@ from interceptor.proxy.runtime import Runtime
 from interceptor.proxy.upstream import UpstreamError
 from interceptor.sockets import Address, address, original_dst_of, set_transparent
 
+OnUdpEnd: TypeAlias = Callable[[Address, Address], None]
+
+UDP = socket.IPPROTO_UDP
 MAX_DATAGRAM = 65535
 ANCILLARY_SIZE = 256
 # Datagrams taken from one socket in one go.
@@ -61,7 +66,7 @@ class UdpRelay:
         refused = self._runtime.counters.refused
         settings, listener = self._runtime.settings, self._bound.listener
         try:
-            refuse_loop(destination, settings.own_ports | {listener.port}, self._bound.view.is_local)
+            refuse_loop(destination, settings.own_ports | {listener.port}, self._bound.view.netlink.is_local)
         except DirectDial as error:
             refused[error.reason] += 1
             return None
@@ -78,3 +83,116 @@ class UdpRelay:
 
     def _forget(self, client: Address, destination: Address) -> None:
         del self._flows[client, destination]
+
+
+class UdpFlow:
+    """One client talking to one original destination."""
+
+    def __init__(self, runtime: Runtime, bound: BoundListener, client: Address, destination: Address, on_end: OnUdpEnd) -> None:
+        self._runtime = runtime
+        self._bound = bound
+        self._client = client
+        self._destination = destination
+        self._on_end = on_end
+        self._sent = self._received = 0
+        self._time = time.time()
+        self._start = time.monotonic()
+        self._client_half = _reply_socket(bound, client, destination)
+        try:
+            self._upstream = runtime.dial(socket.SOCK_DGRAM, bound.listener.direction, client, destination)
+        except UpstreamError:
+            self._client_half.close()
+            raise
+        self._upstream_local = address(self._upstream.getsockname())
+        runtime.loop.watch(self._client_half.fileno(), EPOLLIN, self._client_ready)
+        runtime.loop.watch(self._upstream.fileno(), EPOLLIN, self._upstream_ready)
+        self._timer = self._watch_idleness(0)
+
+    def from_client(self, datagram: bytes) -> None:
+        """Pass one datagram of the client on. What the kernel will not take now is lost, as datagrams may be."""
+        try:
+            self._sent += self._upstream.send(datagram)
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            self.end("upstream_failed", errno_name(error.errno or 0))
+
+    def end(self, reason: str, error: str | None) -> None:
+        """Close both halves and report."""
+        self._timer.cancel()
+        self._runtime.loop.dispose(self._client_half)
+        self._runtime.loop.dispose(self._upstream)
+        self._on_end(self._client, self._destination)
+        listener = self._bound.listener
+        # A client that is gone by now has no owner any more; datagram flows end by silence, so most are still there.
+        owner = (
+            None if listener.direction == "inbound" else self._bound.view.netlink.owner(UDP, self._client, self._destination)
+        )
+        process = self._bound.view.finder.find(owner.inode) if owner else None
+        self._runtime.record(
+            Flow(
+                self._time,
+                "udp",
+                listener.direction,
+                listener,
+                self._client,
+                self._destination,
+                self._upstream_local,
+                self._sent,
+                self._received,
+                (time.monotonic() - self._start) * 1000,
+                reason,
+                error,
+                owner.uid if owner else None,
+                process.pid if process else None,
+                process.command if process else None,
+            )
+        )
+
+    def _client_ready(self, _events: int) -> None:
+        for _ in range(BATCH):
+            try:
+                datagram = self._client_half.recv(MAX_DATAGRAM)
+            except OSError:
+                return  # nothing left; or the client's port is closed, and the flow ends by silence
+            self.from_client(datagram)
+
+    def _upstream_ready(self, _events: int) -> None:
+        for _ in range(BATCH):
+            try:
+                datagram = self._upstream.recv(MAX_DATAGRAM)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self.end("upstream_failed", errno_name(error.errno or 0))
+                return
+            try:
+                self._received += self._client_half.send(datagram)
+            except OSError:
+                continue  # the client takes no more, or its port is closed: this datagram is lost, as datagrams may be
+
+    def _watch_idleness(self, moved_before: int) -> Scheduled:
+        # Counts are compared only when the time is up: a flow lives up to twice as long, and a datagram costs no timer.
+        def check() -> None:
+            moved = self._sent + self._received
+            if moved == moved_before:
+                self.end("closed", None)
+            else:
+                self._timer = self._watch_idleness(moved)
+
+        return self._runtime.loop.later(self._runtime.settings.udp_idle_s, check)
+
+
+def _reply_socket(bound: BoundListener, client: Address, destination: Address) -> socket.socket:
+    sock = bound.view.open_socket(destination.family, socket.SOCK_DGRAM)
+    try:
+        sock.setblocking(False)
+        set_transparent(sock)
+        # Flows of several clients to one destination are bound to the same address; their peers tell them apart.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(destination.sockaddr)
+        sock.connect(client.sockaddr)
+    except OSError:
+        sock.close()
+        raise
+    return sock

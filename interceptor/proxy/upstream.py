@@ -6,6 +6,7 @@ import errno
 import ipaddress
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeAlias
 
 from interceptor.sockets import Address, set_freebind, set_late_port, set_mark, set_transparent
@@ -50,9 +51,8 @@ def open_upstream(
             step = f"source {source.ip}"
             _bind_source(sock, source, kind)
         step = "connect"
-        number = sock.connect_ex(destination.sockaddr)
-        if number not in (0, errno.EINPROGRESS):
-            raise OSError(number, "connect")
+        with suppress(BlockingIOError):  # EINPROGRESS
+            sock.connect(destination.sockaddr)
     except OSError as error:
         if sock is not None:
             sock.close()
@@ -61,7 +61,7 @@ def open_upstream(
 
 
 def tune_stream(sock: socket.socket) -> None:
-    """What both halves of a flow have: no Nagle delay on top of the peers' own, and dead peers noticed. Accepted sockets inherit it."""
+    """No Nagle delay on top of the peers' own, and dead peers noticed: for both halves. Accepted sockets inherit it."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_S)

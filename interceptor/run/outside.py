@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import threading
@@ -13,15 +14,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from interceptor import facts, launch, links, netns
-from interceptor.sources import Resolved
 from interceptor.errors import NetnsError
 from interceptor.plan.build import build_plan
 from interceptor.plan.model import Plan
 from interceptor.proxy.flows import Flow
+from interceptor.proxy.listeners import BoundListener
 from interceptor.proxy.server import Proxy
 from interceptor.run.handover import MESSAGE_SIZE, receive_listeners
 from interceptor.run.inside import ADDRESSES, INTERFACE, Job, live
 from interceptor.run.setup import proxy_settings, run_config
+from interceptor.sources import Resolved
 from interceptor.table import Place
 from interceptor.values import Family
 
@@ -96,6 +98,7 @@ class _Run:
                 status = self._wait()
                 over = True
                 _end_left_behind(handed.namespace)
+                _wait_until_accepted(handed.listeners)
             finally:
                 proxy.stop()
                 relaying.join()
@@ -120,6 +123,17 @@ class _Run:
             elif received.si_code <= SI_USER_MAX:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(self.pid, received.si_signo)
+
+
+def _wait_until_accepted(listeners: list[BoundListener]) -> None:
+    """Until the proxy has taken every connection that the command opened: the last one's bytes may still wait to be sent on."""
+    waiting = select.poll()
+    for each in listeners:
+        if each.protocol == "tcp":
+            waiting.register(each.sock.fileno(), select.POLLIN)
+    deadline = time.monotonic() + GRACE_S
+    while waiting.poll(0) and time.monotonic() < deadline:
+        time.sleep(0.001)
 
 
 def _end_left_behind(namespace: tuple[int, int]) -> None:

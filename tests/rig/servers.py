@@ -29,6 +29,7 @@ from tests.rig.sockets import (
     split,
 )
 
+IP_PKTINFO = 8  # linux/in.h
 WILDCARDS = {"v4": "0.0.0.0", "v6": "::"}
 
 
@@ -196,7 +197,7 @@ def _from_address(address: str) -> tuple[int, int, bytes]:
     # struct in_pktinfo and in6_pktinfo, linux/in.h and linux/ipv6.h
     if ":" in address:
         return socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, socket.inet_pton(socket.AF_INET6, address) + struct.pack("=i", 0)
-    return socket.IPPROTO_IP, socket.IP_PKTINFO, struct.pack("=i", 0) + socket.inet_aton(address) + bytes(4)
+    return socket.SOL_IP, IP_PKTINFO, struct.pack("=i", 0) + socket.inet_aton(address) + bytes(4)
 
 
 def _answer_from(server: Server, source: str, line: bytes, peer: tuple[object, ...]) -> None:

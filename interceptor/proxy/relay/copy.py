@@ -1,4 +1,7 @@
-"""The copy relay: recv and send through one buffer. Slow, works with any socket, and is what the faster ones are checked against."""
+"""The copy relay: recv and send through one buffer. Knows sockets and edges, not why a flow is there.
+
+Slow; works with any stream socket; and is what the faster ones are checked against.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,10 @@ TROUBLE = EPOLLERR | EPOLLHUP
 
 
 class CopyRelay:
-    """Starts copies on one loop. All share one buffer, since the loop serves one at a time; a slow receiver keeps its own rest."""
+    """Starts copies on one loop.
+
+    All share one buffer, since the loop serves one at a time; a slow receiver keeps its own rest.
+    """
 
     name = "copy"
 
