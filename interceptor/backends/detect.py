@@ -35,6 +35,8 @@ def missing_parts() -> dict[BackendName, str]:
         absent = [program for program in programs if process.find(program) is None]
         if absent:
             missing[name] = f"{absent[0]} is not installed"
+    if not nft_table.supported():
+        missing |= dict.fromkeys(("nft", "iptables-nft"), "this kernel has no nf_tables (CONFIG_NF_TABLES)")
     if find_spec("iptc") is None:
         missing["libiptc"] = "the Python package python-iptables is not installed"
     return missing

@@ -17,6 +17,7 @@ MISSING_PART = (
     "Unable to initialize",
 )
 NOT_PERMITTED = ("Operation not permitted", "Permission denied", "you must be root")
+CT_TIMEOUT = "CONFIG_NF_CT_NETLINK_TIMEOUT (module nfnetlink_cttimeout); --no-conntrack-timeouts does without, at a price"
 # What stands in the refused rule or message -> the feature, and the kernel's options and modules for it. First match counts.
 PARTS = (
     (
@@ -27,8 +28,8 @@ PARTS = (
     ("TPROXY", "TPROXY", "CONFIG_NETFILTER_XT_TARGET_TPROXY (module xt_TPROXY)"),
     ("tproxy", "TPROXY", "CONFIG_NFT_TPROXY (module nft_tproxy)"),
     ("owner", "matching the sender's uid", "CONFIG_NETFILTER_XT_MATCH_OWNER (module xt_owner)"),
-    ("ct timeout", "conntrack timeout policies", "CONFIG_NF_CT_NETLINK_TIMEOUT (module nfnetlink_cttimeout)"),
-    ("--timeout", "conntrack timeout policies", "CONFIG_NF_CT_NETLINK_TIMEOUT (module nfnetlink_cttimeout)"),
+    ("ct timeout", "conntrack timeout policies", CT_TIMEOUT),
+    ("--timeout", "conntrack timeout policies", CT_TIMEOUT),
     ("zone", "conntrack zones", "CONFIG_NF_CONNTRACK_ZONES"),
     ("fib ", "asking the routing table", "CONFIG_NFT_FIB_INET (module nft_fib_inet)"),
     ("addrtype", "asking the routing table", "CONFIG_NETFILTER_XT_MATCH_ADDRTYPE (module xt_addrtype)"),

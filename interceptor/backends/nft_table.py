@@ -44,8 +44,19 @@ def comments() -> dict[str, tuple[str, ...]] | None:
     return {chain: tuple(rules) for chain, rules in found.items()}
 
 
+def supported() -> bool:
+    """Whether this kernel has nf_tables at all."""
+    try:
+        _dump(NFT_MSG_GETTABLE, b"")
+    except OSError:
+        return False
+    return True
+
+
 def has_iptables_chains() -> bool:
     """Whether iptables-nft holds chains of ours: their names start with render.iptables.PREFIX, in tables of ip or ip6."""
+    if not supported():
+        return False
     return any(
         _text(netlink.parse_attrs(payload).get(NFTA_CHAIN_NAME, b"")).startswith(iptables.PREFIX)
         for family in (socket.AF_INET, socket.AF_INET6)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from interceptor.config import FIELD
+from interceptor.config import FIELD, Backend
 from interceptor.demo.interrupt import Interrupted, tearing_down
 
 
@@ -17,14 +17,14 @@ from interceptor.demo.interrupt import Interrupted, tearing_down
 )
 @click.option("--keep", is_flag=True, help="Leave the pods until Ctrl-C, and show the flows of what you do in them.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(count: int, backend: str, keep: bool, as_json: bool) -> int:
+def command(count: int, backend: Backend, keep: bool, as_json: bool) -> int:
     """Show a captured connection: two pods, a server in one, a client in the other, rules and a proxy in both.
 
     Everything is made in network namespaces of its own and taken away again. Needs root.
     """
     from interceptor.demo import report, show  # 30 ms
 
-    demo = show.Demo(FIELD["backend"].kind.parse(backend, None))
+    demo = show.Demo(backend)
     verdict = None
     try:
         with tearing_down(demo.tear_down):

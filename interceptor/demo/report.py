@@ -14,12 +14,9 @@ def print_text(demo: Demo, verdict: Verdict) -> None:
     for each in demo.captured:
         pod, report = each.pod, each.report
         rules = sum(len(chain.rules) for chain in report.plan.chains)
-        print(
-            f"{pod.role} pod: netns {pod.name}, {pod.v4.ip} and {pod.v6.ip}, {rules} rules by {report.backend} ({report.reason})"
-        )
-    print(
-        f"HTTP server on ports {PORT} and {EXCLUDED_PORT}; --exclude-outbound-ports and --exclude-inbound-ports {EXCLUDED_PORT}\n"
-    )
+        print(f"{pod.role} pod: netns {pod.name}, {pod.v4.ip} and {pod.v6.ip}")
+        print(f"  {rules} rules by {report.backend} ({report.reason}), a proxy under uid 1337")
+    print(f"HTTP server in the server pod, on ports {PORT} and {EXCLUDED_PORT}; {EXCLUDED_PORT} is excluded from capture\n")
     for line in lines(verdict.flows):
         print(line)
     print()

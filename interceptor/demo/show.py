@@ -1,4 +1,4 @@
-"""The demo from end to end: two pods, rules and a proxy in both, requests, the flows that were seen, and all of it gone again."""
+"""The demo from end to end: two pods, rules and a proxy in both, requests, the flows that were seen, all of it gone again."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from interceptor.config import Backend, Config
 from interceptor.demo import pods, programs
 from interceptor.demo.pods import Pod
 from interceptor.demo.programs import User
+from interceptor.errors import NetnsError
 from interceptor.table import Place, Seen, see
 from interceptor.values import PortRange
 
@@ -68,7 +69,7 @@ class _Captured:
 
 @dataclass(slots=True)
 class Demo:
-    """One demonstration. `build`, `make_requests`, then `watch` as long as wished; `tear_down` at the end, whatever happened."""
+    """One demonstration: `build`, `make_requests`, `verdict`; `tear_down` at the end, whatever happened."""
 
     backend: Backend
     captured: list[_Captured] = field(default_factory=list)
@@ -97,7 +98,9 @@ class Demo:
         return Config(backend=self.backend, exclude_outbound_ports=excluded, exclude_inbound_ports=excluded)
 
     def build(self) -> None:
-        """Both pods, their rules, their proxies, and the server."""
+        """Both pods, their rules, their proxies, and the server. Raises InterceptorError."""
+        if os.geteuid() != 0:
+            raise NetnsError("the demo makes network namespaces and runs programs under other uids: run it as root (sudo)")
         for pod in (self.client, self.server):
             pods.create(pod)
         pods.connect(self.client, self.server)

@@ -120,7 +120,7 @@ class _Builder:
             yield Chain(Table.RAW, "ZONE", out.zone_rules(self.config))
             entry = tuple(self.enter(Match(proto=Proto.UDP), Jump("ZONE"), "conntrack zones", "--dns"))
             yield Chain(Table.RAW, "OUTPUT", entry, Hook.OUTPUT)
-        if self.config.outbound != "off" or self.dns:
+        if self.config.conntrack_timeouts and (self.config.outbound != "off" or self.dns):
             yield from out.timeout_chains(self.config, "SHORT")
             entry = tuple(self.enter(Match(proto=Proto.TCP), Jump("SHORT"), "conntrack timeouts", "--outbound"))
             yield Chain(Table.TIMEOUT, "OUTPUT", entry, Hook.OUTPUT)
