@@ -301,8 +301,8 @@ def _marks(config: Config) -> list[Problem]:
         ]
     if config.proxy_mark is None:
         return []
-    common = config.proxy_mark.mask & mark.mask
-    if any((value ^ config.proxy_mark.value) & common == 0 for value in range(mark.value, last + 1)):
+    own = config.proxy_mark
+    if any(own.value & mark.mask == value or own.matches(value) for value in range(mark.value, last + 1)):
         return [_problem(config, "proxy_mark", f"can't be told from --tproxy-mark {mark} or the two values after it")]
     return []
 

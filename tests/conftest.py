@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import os
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 # No deadline: timings are never asserted in tests. Building a Config and a Plan is slow beside what hypothesis expects.
-_COMMON = settings(deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
+# The explain phase traces every line: minutes.
+_COMMON = settings(
+    deadline=None,
+    database=None,
+    report_multiple_bugs=False,
+    phases=[Phase.explicit, Phase.generate, Phase.shrink],
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.register_profile("fast", _COMMON, max_examples=100)
 settings.register_profile("deep", _COMMON, max_examples=5000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))

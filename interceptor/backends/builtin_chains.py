@@ -28,15 +28,17 @@ NFTA_TABLE_NAME = 1
 NFTA_CHAIN_TABLE = 1
 NFTA_CHAIN_NAME = 3
 NFTA_CHAIN_POLICY = 5
-NF_ACCEPT = 1
+NFTA_CHAIN_USE = 6
 ADDRESS_FAMILIES = {Family.V4: socket.AF_INET, Family.V6: socket.AF_INET6}
+_ACCEPT = struct.pack("!I", 1)  # NF_ACCEPT
+_NONE = struct.pack("!I", 0)
 _GENERIC = struct.Struct("!BBH")  # struct nfgenmsg; res_id is in network order
 
 
 @dataclass(frozen=True, slots=True)
 class _Chain:
     name: str
-    refuses: bool  # a built-in chain whose policy somebody set to drop
+    used: bool  # it has rules, or is jumped to, or somebody set its policy to drop
 
 
 def existing(family: Family) -> dict[str, list[str]]:
@@ -45,34 +47,34 @@ def existing(family: Family) -> dict[str, list[str]]:
 
 
 def remove_unused(family: Family) -> bool:
-    """Take away marked tables and chains in which nothing of ours is left, unless somebody else uses them by now.
+    """Take away marked tables and chains that are empty; whether there were any.
 
-    Whether there were any. Raises BackendError.
+    Once nothing of ours is left in a table its markers go in any case: what is in use then is somebody else's.
+    Raises BackendError.
     """
     found = False
     for table, chains in _chains(family).items():
-        markers = [chain.name for chain in chains if chain.name.startswith(NEW)]
-        if not markers or any(chain.name.startswith(PREFIX) and chain.name not in markers for chain in chains):
-            continue
-        found = True
-        unused = [chain.name for chain in chains if NEW + chain.name in markers and not chain.refuses]
-        for name in unused:
-            _delete(family, table, [NEW + name, name], [NEW + name])
-        rest = [name for name in markers if name != NEW_TABLE and name.removeprefix(NEW) not in unused]
-        if rest:
-            _delete(family, table, rest, rest)
-        if NEW_TABLE in markers:
-            _delete(family, table, [NEW_TABLE, None], [NEW_TABLE])
+        names = {chain.name for chain in chains}
+        markers = {name for name in names if name.startswith(NEW)}
+        is_ours = any(name.startswith(PREFIX) for name in names - markers)
+        used = {chain.name for chain in chains if chain.used}
+        for marker in sorted(markers - {NEW_TABLE}):
+            chain = marker.removeprefix(NEW)
+            gone = chain in names - used and _delete(family, table, marker, chain)
+            if not gone and not is_ours:
+                gone = _delete(family, table, marker)
+            found |= gone
+        if NEW_TABLE in markers and not is_ours:
+            found |= _delete(family, table, NEW_TABLE, None) or _delete(family, table, NEW_TABLE)
     return found
 
 
-def _delete(family: Family, table: str, wanted: Sequence[str | None], otherwise: Sequence[str | None]) -> None:
-    """Delete these chains (None: the table) in one transaction; when one is in use, only `otherwise`."""
-    refusal = _try_delete(family, table, wanted)
-    if refusal == errno.EBUSY and wanted != otherwise:
-        refusal = _try_delete(family, table, otherwise)
-    if refusal not in (0, errno.ENOENT):
+def _delete(family: Family, table: str, *chains: str | None) -> bool:
+    """Delete these chains (None: the table) in one transaction; False when one of them is in use. Raises BackendError."""
+    refusal = _try_delete(family, table, chains)
+    if refusal not in (0, errno.EBUSY, errno.ENOENT):
         raise BackendError(f"deleting empty chains of {family.value} table {table}: {errno.errorcode.get(refusal, refusal)}")
+    return refusal == 0
 
 
 def _try_delete(family: Family, table: str, chains: Sequence[str | None]) -> int:
@@ -105,8 +107,9 @@ def _chains(family: Family) -> dict[str, list[_Chain]]:
                 # NFTA_TABLE_NAME and NFTA_CHAIN_TABLE are the same number.
                 chains = found.setdefault(_text(attributes[NFTA_TABLE_NAME]), [])
                 if kind == NFT_MSG_GETCHAIN:
-                    policy = attributes.get(NFTA_CHAIN_POLICY, struct.pack("!I", NF_ACCEPT))
-                    chains.append(_Chain(_text(attributes[NFTA_CHAIN_NAME]), policy != struct.pack("!I", NF_ACCEPT)))
+                    refuses = attributes.get(NFTA_CHAIN_POLICY, _ACCEPT) != _ACCEPT
+                    has_users = attributes.get(NFTA_CHAIN_USE, _NONE) != _NONE
+                    chains.append(_Chain(_text(attributes[NFTA_CHAIN_NAME]), refuses or has_users))
     except OSError as error:
         if error.errno == errno.EINVAL:  # a kernel without nf_tables
             return {}

@@ -44,8 +44,8 @@ def ensure(families: Iterable[Family]) -> None:
 def remove(families: Iterable[Family]) -> bool:
     """Delete the policies of `families`; whether there were any. One that rules still name stays."""
     existing = _existing()
-    # A list, not a generator: all are to be deleted, not only the first.
-    return any([_delete(family) for family in families if family in existing])
+    deleted = [_delete(family) for family in families if family in existing]
+    return any(deleted)
 
 
 def remove_all() -> bool:

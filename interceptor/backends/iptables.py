@@ -54,7 +54,9 @@ class Programs:
         """See Tool."""
         argv = [self._program(family, "restore"), "--noflush"]
         if self.variant == "legacy":
-            argv += ["-w", str(LOCK_WAIT_S)]
+            # libiptc sets the built-in chains' own counters to 0 with every commit, even of an `iptables -N`.
+            argv += ["-w", str(LOCK_WAIT_S), "--counters"]
+            text = iptables_save.counted(text, self.save(family))
         else:
             text = iptables_save.marked(text, builtin_chains.existing(family))
         process.run_checked(
@@ -153,13 +155,12 @@ class IptablesBackend:
 
     def remove(self) -> bool:
         """Take away all our chains and jumps; whether there were any."""
-        found = bool(cttimeout.present())
-        before = self._held()
-        for family, held in before.items():
+        found = False
+        for family, held in self._held().items():
             self._restore(family, {}, held.tables)
             found |= bool(held.tables)
             found |= self._tool.tidy(family)
-        cttimeout.remove_all()
+        found |= cttimeout.remove_all()
         return found
 
     def observe(self) -> Observed:

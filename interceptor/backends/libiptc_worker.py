@@ -55,8 +55,13 @@ def restore(family: Family, text: str) -> str:
         _wait_for(lock.fileno())
         for name, table_steps in steps(text):
             table = _table(family, name)
+            built_in = [chain for chain in table.chains if chain.is_builtin()]
+            counters = [(chain.name, chain.get_policy().name, chain.get_counters()) for chain in built_in]
             for step in table_steps:
                 _take(family, table, step)
+            # libiptc would set these to 0 with the commit.
+            for chain, policy, counts in counters:
+                table.set_policy(chain, policy, counts)
             table.commit()
     return ""
 
@@ -154,7 +159,8 @@ def _take(family: Family, table: Any, step: Step) -> None:
             rule = next(rule for rule in _jumps(chain) if rule.target.name == step.rest)
             table.delete_entry(step.chain, rule.rule, rule.mask)
         case "insert jump":
-            table.insert_entry(step.chain, _rule(family, chain, RuleParts({}, (), Module(step.rest), goto=False)).rule, step.place - 1)
+            jump = RuleParts({}, (), Module(step.rest), goto=False)
+            table.insert_entry(step.chain, _rule(family, chain, jump).rule, step.place - 1)
         case "append":
             table.append_entry(step.chain, _rule(family, chain, parts(step.rest)).rule)
 

@@ -10,7 +10,7 @@ import click
 from interceptor import __version__
 
 # In the order of use.
-COMMANDS = ("config", "plan", "init", "check", "explain", "clean")
+COMMANDS = ("demo", "run", "config", "plan", "init", "check", "explain", "probe", "clean", "proxy")
 
 
 class LazyGroup(click.Group):

@@ -90,7 +90,8 @@ class _Builder:
         self.covered = covered
         self.blocked = blocked
         self.marks = ConnectionMarks.of(config.tproxy_mark)
-        self.dns = config.dns != "off"
+        # A resolv.conf without servers leaves nothing to capture.
+        self.dns = config.dns == "all" or (config.dns == "resolv-conf" and bool(facts.resolvers))
         self.udp_out = config.udp == "tproxy" and config.outbound != "off"
         self.udp_in = config.udp == "tproxy" and config.inbound != "off"
         self.keeps_source = config.original_source and config.inbound != "off"
@@ -165,6 +166,8 @@ class _Builder:
                     "--virtual-interfaces",
                 )
         if redirects_in:
+            if self.config.outbound == "tproxy":
+                arriving += self._virtual_is_outbound()
             yield inbound_chain(self.config, Table.NAT, (Proto.TCP,), "TO_INBOUND", "INBOUND")
             arriving += self.enter(FIRST_TCP, Jump("INBOUND"), "inbound", "--inbound")
         yield from self._nat_sinks(redirects_out, redirects_in)
@@ -317,12 +320,21 @@ class _Builder:
             for proto in protos:
                 match = Match(proto=proto, in_interface=interface, direction=Direction.ORIGINAL)
                 yield from self.enter(match, Goto("MARK_VIRTUAL"), f"{interface} counts as outbound", "--virtual-interfaces")
+        if self.config.outbound == "redirect" and self.config.inbound == "tproxy":
+            yield from self._virtual_is_outbound()
         for proto in self._inbound_tproxy_protos():
             # Replies to this pod's own connections arrive here too: their direction tells them apart.
             local = True if proto is Proto.UDP else None
             match = Match(proto=proto, direction=Direction.ORIGINAL, dst_is_local=local)
             yield from self.enter(match, Jump("TPROXY_IN"), "inbound", "--inbound")
+        yield from self._blocked_virtual_entries()
         yield from self._blocked_entries("BLOCK_INBOUND", self.config.inbound != "off", udp=self.udp_in)
+
+    def _virtual_is_outbound(self) -> Iterator[Rule]:
+        """Keep TCP from virtual interfaces out of this table's inbound chain: the other table decides about outbound."""
+        for interface in self.config.virtual_interfaces:
+            match = Match(proto=Proto.TCP, in_interface=interface)
+            yield from self.enter(match, Return(), f"{interface} counts as outbound", "--virtual-interfaces")
 
     # --- families that are not captured --------------------------------------------------------------------------
 
@@ -348,6 +360,8 @@ class _Builder:
             )
             yield from out.local_chains(config, capturing, "BLOCK_PROXY", "BLOCK_OUTBOUND")
             yield Chain(Table.MANGLE, "BLOCK_PROXY", ())
+            if config.virtual_interfaces:
+                yield from out.virtual_chains(config, capturing, "BLOCK_VIRTUAL")
         if config.inbound != "off":
             protos = (Proto.TCP, Proto.UDP) if self.udp_in else (Proto.TCP,)
             yield inbound_chain(config, Table.MANGLE, protos, "BLOCK", "BLOCK_INBOUND")
@@ -362,6 +376,18 @@ class _Builder:
                     f"IP{family.value} is not captured",
                     "--ip-family",
                 )
+
+    def _blocked_virtual_entries(self) -> Iterator[Rule]:
+        tcp, udp = self.config.outbound != "off", self.udp_out
+        matches = [FIRST_TCP] if tcp else []
+        matches += [replace(FIRST_TCP, dports=out.DNS_PORTS)] if self.dns and not tcp else []
+        matches += [Match(proto=Proto.UDP, direction=Direction.ORIGINAL)] if udp else []
+        matches += [replace(DNS_UDP, direction=Direction.ORIGINAL)] if self.dns and not udp else []
+        for interface in self.config.virtual_interfaces:
+            for family in self.blocked:
+                for match in matches:
+                    entering = replace(match, family=family, in_interface=interface)
+                    yield Rule(entering, Goto("BLOCK_VIRTUAL"), f"IP{family.value} is not captured", "--ip-family")
 
 
 def _redirect(proto: Proto, port: int, option: str) -> Rule:

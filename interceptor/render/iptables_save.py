@@ -13,9 +13,9 @@ from typing import Literal
 from interceptor.render.iptables import PREFIX, TableRules
 from interceptor.render.iptables_text import normalised, words
 
-# iptables-nft creates its tables and built-in chains with the first rule in them and never takes them away. INTERCEPT_NEW_OUTPUT
-# says that OUTPUT is there for our sake only, INTERCEPT_NEW_TABLE that the whole table is. In the kernel, so that a clean
-# by another process, after a crash or an upgrade, knows it.
+# iptables-nft creates its tables and built-in chains with the first rule in them and never takes them away.
+# INTERCEPT_NEW_OUTPUT says that OUTPUT is there for our sake only, INTERCEPT_NEW_TABLE that the whole table is. In the
+# kernel, so that a clean by another process, after a crash or an upgrade, knows it.
 NEW = PREFIX + "NEW_"
 NEW_TABLE = NEW + "TABLE"
 
@@ -91,12 +91,25 @@ def marked(text: str, existing: Mapping[str, Collection[str]]) -> str:
     """
     lines: list[str] = []
     for name, section in _sections(text):
-        new = [] if name in existing else [NEW_TABLE]
-        for step in _steps(section):
-            if step.verb == "insert jump" and step.chain not in existing.get(name, ()):
-                new.append(NEW + step.chain)
-        made = any(step.verb == "insert jump" for step in _steps(section))
-        lines += [f"*{name}", *(f":{marker} - [0:0]" for marker in dict.fromkeys(new if made else [])), *section, "COMMIT"]
+        entered = [step.chain for step in _steps(section) if step.verb == "insert jump"]
+        new = [NEW + chain for chain in entered if chain not in existing.get(name, ())]
+        if entered and name not in existing:
+            new.append(NEW_TABLE)
+        lines += [f"*{name}", *(f":{marker} - [0:0]" for marker in dict.fromkeys(new)), *section, "COMMIT"]
+    return "\n".join((*lines, ""))
+
+
+def counted(text: str, saved: str) -> str:
+    """Restore text that also keeps the built-in chains' own counters, as `saved` by iptables-save.
+
+    That means to set their policy, too: only where it is ACCEPT, so that no DROP of a moment ago can be undone.
+    """
+    policies = {
+        name: [line for line in lines if line.startswith(":") and " ACCEPT [" in line] for name, lines in _sections(saved)
+    }
+    lines: list[str] = []
+    for name, section in _sections(text):
+        lines += [f"*{name}", *policies.get(name, ()), *section, "COMMIT"]
     return "\n".join((*lines, ""))
 
 

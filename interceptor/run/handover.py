@@ -49,8 +49,8 @@ class _HandedView(NetnsView):
     def __init__(self, namespace: tuple[int, int], descriptor: int, netlink: Netlink) -> None:
         self._descriptor = descriptor
         self._identity = namespace
-        self._netlink = netlink
-        self._finder = ProcessFinder(namespace)
+        self.netlink = netlink
+        self.finder = ProcessFinder(namespace)
 
 
 def send_listeners(control: socket.socket, settings: ProxySettings) -> None:

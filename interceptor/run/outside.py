@@ -18,7 +18,6 @@ from interceptor.errors import NetnsError
 from interceptor.plan.build import build_plan
 from interceptor.plan.model import Plan
 from interceptor.proxy.flows import Flow
-from interceptor.proxy.listeners import BoundListener
 from interceptor.proxy.server import Proxy
 from interceptor.run.handover import MESSAGE_SIZE, receive_listeners
 from interceptor.run.inside import ADDRESSES, INTERFACE, Job, live
@@ -90,6 +89,8 @@ class _Run:
             handed = receive_listeners(self.control)
             proxy = Proxy(self.job.settings, handed.listeners, self.flows.append, socket.socket)
             relaying = threading.Thread(target=proxy.run, name="proxy")
+            # Our own look at the accept queues, for the time when the proxy is about to stop.
+            queues = [os.dup(each.sock.fileno()) for each in handed.listeners if each.protocol == "tcp"]
             relaying.start()
             try:
                 self.control.send(b"g")
@@ -98,10 +99,12 @@ class _Run:
                 status = self._wait()
                 over = True
                 _end_left_behind(handed.namespace)
-                _wait_until_accepted(handed.listeners)
+                _wait_until_accepted(queues)
             finally:
                 proxy.stop()
                 relaying.join()
+                for queue in queues:
+                    os.close(queue)
         finally:
             self.control.close()
             if not over:
@@ -125,12 +128,11 @@ class _Run:
                     os.kill(self.pid, received.si_signo)
 
 
-def _wait_until_accepted(listeners: list[BoundListener]) -> None:
+def _wait_until_accepted(queues: list[int]) -> None:
     """Until the proxy has taken every connection that the command opened: the last one's bytes may still wait to be sent on."""
     waiting = select.poll()
-    for each in listeners:
-        if each.protocol == "tcp":
-            waiting.register(each.sock.fileno(), select.POLLIN)
+    for queue in queues:
+        waiting.register(queue, select.POLLIN)
     deadline = time.monotonic() + GRACE_S
     while waiting.poll(0) and time.monotonic() < deadline:
         time.sleep(0.001)

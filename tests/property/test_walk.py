@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -13,19 +13,30 @@ from hypothesis import strategies as st
 
 from interceptor.config import Config
 from interceptor.plan.build import build_plan
-from interceptor.plan.model import TERMINAL, Goto, HostFacts, Jump, Match, Plan
+from interceptor.plan.model import TERMINAL, Goto, HostFacts, Jump, Match
 from interceptor.plan.walk import Outcome, Packet, walk
 from interceptor.values import Family, IdRange, PortRange, Proto, UidRule, merge, parse_cidrs
-from tests.property.strategies import LOCAL, configs, facts, inbound_packets, is_proxys, outbound_packets
+from tests.property.strategies import LOCAL, LOOPBACK, OWN, configs, facts, inbound_packets, is_proxys, outbound_packets
 
 NO_IDENTITY = {"uid": 4242, "gid": 4242, "mark": 0, "cgroup": None}
 
 
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A Config and a host where it is possible. Unpacks to the Config and its plan, which is too long for a report."""
+
+    config: Config
+    host: HostFacts
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.config, build_plan(self.config, self.host)))
+
+
 @st.composite
-def planned(draw: st.DrawFn, **fixed: Any) -> tuple[Config, Plan]:
-    """A Config, and its plan on some host where it is possible."""
+def planned(draw: st.DrawFn, **fixed: Any) -> Case:
+    """Cases; `fixed` fields of the Config have the given values."""
     config = draw(configs(**fixed))
-    return config, build_plan(config, draw(facts(config)))
+    return Case(config, draw(facts(config)))
 
 
 def fate(outcome: Outcome) -> tuple[str, int | None, str | None]:
@@ -33,9 +44,7 @@ def fate(outcome: Outcome) -> tuple[str, int | None, str | None]:
 
 
 @given(st.data(), planned())
-def test_proxys_traffic_is_never_captured_outbound_except_its_self_call_as_inbound(
-    data: st.DataObject, case: tuple[Config, Plan]
-) -> None:
+def test_proxys_traffic_is_never_captured_outbound_except_its_self_call_as_inbound(data: st.DataObject, case: Case) -> None:
     config, plan = case
     packet = data.draw(outbound_packets(config))
     assume(is_proxys(config, packet))
@@ -49,7 +58,7 @@ def test_proxys_traffic_is_never_captured_outbound_except_its_self_call_as_inbou
 
 
 @given(st.data(), planned(proxy_uid=(IdRange(1337, 1338), IdRange(70000, 70000))))
-def test_all_listed_proxy_uids_behave_alike(data: st.DataObject, case: tuple[Config, Plan]) -> None:
+def test_all_listed_proxy_uids_behave_alike(data: st.DataObject, case: Case) -> None:
     config, plan = case
     packet = data.draw(outbound_packets(config))
 
@@ -110,35 +119,43 @@ def test_inbound_exclusion_beats_every_inclusion(name: str, data: st.DataObject,
 
 
 @given(planned())
-def test_no_rule_follows_an_unconditional_terminal_one(case: tuple[Config, Plan]) -> None:
-    for chain in case[1].chains:
+def test_no_rule_follows_an_unconditional_terminal_one(case: Case) -> None:
+    _, plan = case
+    for chain in plan.chains:
         ends = [rule.match == Match() and isinstance(rule.verdict, TERMINAL) for rule in chain.rules]
         assert not any(ends[:-1]), chain.name
 
 
 @given(planned())
-def test_every_jump_has_a_target_in_its_own_table(case: tuple[Config, Plan]) -> None:
-    chains = case[1].chains
+def test_every_jump_has_a_target_in_its_own_table(case: Case) -> None:
+    _, plan = case
     targets = {
-        (chain.table, rule.verdict.chain) for chain in chains for rule in chain.rules if isinstance(rule.verdict, Jump | Goto)
+        (chain.table, rule.verdict.chain)
+        for chain in plan.chains
+        for rule in chain.rules
+        if isinstance(rule.verdict, Jump | Goto)
     }
 
-    assert targets <= {(chain.table, chain.name) for chain in chains if chain.hook is None}
+    assert targets <= {(chain.table, chain.name) for chain in plan.chains if chain.hook is None}
 
 
 @given(planned())
-def test_every_chain_without_a_hook_is_jumped_to(case: tuple[Config, Plan]) -> None:
-    chains = case[1].chains
+def test_every_chain_without_a_hook_is_jumped_to(case: Case) -> None:
+    _, plan = case
     targets = {
-        (chain.table, rule.verdict.chain) for chain in chains for rule in chain.rules if isinstance(rule.verdict, Jump | Goto)
+        (chain.table, rule.verdict.chain)
+        for chain in plan.chains
+        for rule in chain.rules
+        if isinstance(rule.verdict, Jump | Goto)
     }
 
-    assert {(chain.table, chain.name) for chain in chains if chain.hook is None} <= targets
+    assert {(chain.table, chain.name) for chain in plan.chains if chain.hook is None} <= targets
 
 
 @given(planned())
-def test_chain_names_are_unique_within_a_table(case: tuple[Config, Plan]) -> None:
-    names = [(chain.table, chain.name) for chain in case[1].chains]
+def test_chain_names_are_unique_within_a_table(case: Case) -> None:
+    _, plan = case
+    names = [(chain.table, chain.name) for chain in plan.chains]
 
     assert len(names) == len(set(names))
 
@@ -181,8 +198,17 @@ def test_uncovered_family_is_blocked_exactly_where_it_would_be_captured(
     assert outcome.fate == ("dropped" if would_be == "captured" else "direct")
 
 
+@given(st.data(), planned(virtual_interfaces=("docker0",), exclude_interfaces=()))
+def test_tcp_from_a_virtual_interface_is_never_captured_as_inbound(data: st.DataObject, case: Case) -> None:
+    config, plan = case
+    packet = replace(data.draw(inbound_packets(config)), in_interface="docker0", proto=Proto.TCP)
+    assume(config.outbound != "off")
+
+    assert walk(plan, packet).port in (None, config.outbound_port, config.dns_port)
+
+
 @given(st.data(), planned(dns="all"))
-def test_dns_to_any_server_goes_to_the_dns_port(data: st.DataObject, case: tuple[Config, Plan]) -> None:
+def test_dns_to_any_server_goes_to_the_dns_port(data: st.DataObject, case: Case) -> None:
     config, plan = case
     packet = replace(data.draw(outbound_packets(config, plan.families)), dport=53, **NO_IDENTITY, out_interface="eth0")
     assume(packet.dst not in LOCAL)
@@ -193,7 +219,7 @@ def test_dns_to_any_server_goes_to_the_dns_port(data: st.DataObject, case: tuple
 
 
 @given(st.data(), planned())
-def test_what_is_captured_goes_to_a_port_of_the_proxy(data: st.DataObject, case: tuple[Config, Plan]) -> None:
+def test_what_is_captured_goes_to_a_port_of_the_proxy(data: st.DataObject, case: Case) -> None:
     config, plan = case
     packet = data.draw(st.one_of(outbound_packets(config), inbound_packets(config)))
 
@@ -204,11 +230,15 @@ def test_what_is_captured_goes_to_a_port_of_the_proxy(data: st.DataObject, case:
 
 
 @given(st.data(), planned())
-def test_application_to_loopback_is_direct(data: st.DataObject, case: tuple[Config, Plan]) -> None:
+def test_application_to_loopback_is_direct(data: st.DataObject, case: Case) -> None:
     config, plan = case
-    packet = data.draw(outbound_packets(config))
-    # DNS is decided before loopback: a resolver on 127.0.0.53 is one.
-    assume(packet.dst in LOCAL and packet.dport != 53 and not is_proxys(config, packet))
+    family = data.draw(st.sampled_from(Family))
+    dport = data.draw(st.sampled_from((22, 80, 443, 15001, 15006)))  # not DNS: a resolver may stand on 127.0.0.53
+    dst = data.draw(st.sampled_from((OWN[family], LOOPBACK[family])))
+    packet = replace(
+        data.draw(outbound_packets(config)), src=dst, dst=dst, dport=dport, out_interface="lo", mark=0, cgroup=None
+    )
+    assume(not is_proxys(config, packet))
 
     assert fate(walk(plan, packet)) == ("direct", None, None)
 

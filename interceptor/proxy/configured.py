@@ -1,0 +1,45 @@
+"""From a Config to ProxySettings: which ports to listen on, in which families, and what the proxy must refuse. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from interceptor.config import Config
+from interceptor.proxy.settings import Listener, ListenFamily, ProxySettings
+
+
+def settings(
+    config: Config,
+    families: tuple[ListenFamily, ...],
+    *,
+    resolvers: tuple[str, ...] = (),
+    run_as: tuple[int, int] | None = None,
+) -> ProxySettings:
+    """The settings of a proxy for what `config` captures, with one listener of each kind for each of `families`."""
+    return ProxySettings(
+        listeners=tuple(_tcp_listeners(config, families)),
+        udp_listeners=tuple(_udp_listeners(config, families)),
+        own_ports=frozenset((config.outbound_port, config.inbound_port, config.dns_port, config.tunnel_port)),
+        probe_port=config.probe_port,
+        upstream_mark=config.proxy_mark.value if config.proxy_mark else None,
+        original_source=config.original_source,
+        run_as=run_as,
+        dns_port=config.dns_port if config.dns != "off" else None,
+        resolvers=resolvers,
+    )
+
+
+def _tcp_listeners(config: Config, families: Iterable[ListenFamily]) -> Iterator[Listener]:
+    for family in families:
+        if config.outbound != "off":
+            yield Listener("outbound", config.outbound, config.outbound_port, family)
+        if config.inbound != "off":
+            yield Listener("inbound", config.inbound, config.inbound_port, family)
+
+
+def _udp_listeners(config: Config, families: Iterable[ListenFamily]) -> Iterator[Listener]:
+    for family in families if config.udp == "tproxy" else ():
+        if config.outbound != "off":
+            yield Listener("outbound", "tproxy", config.outbound_port, family)
+        if config.inbound != "off":
+            yield Listener("inbound", "tproxy", config.inbound_port, family)
