@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -114,8 +115,11 @@ def exit_code(status: int) -> int:
 
 def exec_failure(argv: Sequence[str], number: int) -> tuple[int, str]:
     """A shell's exit code for a failed exec, and what to tell the user."""
-    code = NOT_FOUND if number == errno.ENOENT else NOT_EXECUTABLE
-    return code, f"{argv[0]}: {os.strerror(number)}"
+    # execvp answers EACCES when only a directory of PATH could not be read.
+    is_nowhere = "/" not in argv[0] and shutil.which(argv[0], mode=os.F_OK) is None
+    if is_nowhere:
+        return NOT_FOUND, f"{argv[0]}: command not found"
+    return NOT_FOUND if number == errno.ENOENT else NOT_EXECUTABLE, f"{argv[0]}: {os.strerror(number)}"
 
 
 def end(pids: Iterable[int], *, grace_s: float) -> None:

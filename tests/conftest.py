@@ -15,6 +15,6 @@ _COMMON = settings(
     phases=[Phase.explicit, Phase.generate, Phase.shrink],
     suppress_health_check=[HealthCheck.too_slow],
 )
-settings.register_profile("fast", _COMMON, max_examples=100)
+settings.register_profile("fast", _COMMON, max_examples=40)
 settings.register_profile("deep", _COMMON, max_examples=5000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))

@@ -40,8 +40,8 @@ def command(resolved: Resolved, netns: str | None, as_json: bool, user: str | No
     if netns is not None:
         enter_for_good(locate(netns))
     proxy = Proxy(settings, open_listeners(settings), lambda flow: print(flow.to_json(), flush=True))
-    print(f"interceptor: listening: {', '.join(str(listener) for listener in settings.listeners)}", file=sys.stderr, flush=True)
-    proxy.run()
+    names = ", ".join(str(listener) for listener in settings.listeners)
+    proxy.run(lambda: print(f"interceptor: listening: {names}", file=sys.stderr, flush=True))
     counters = proxy.counters
     shown = {"accepted": counters.accepted, "refused": dict(counters.refused), "ended": dict(counters.ended)}
     print(json.dumps(shown) if as_json else f"interceptor: {shown}", file=sys.stderr)

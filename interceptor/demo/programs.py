@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 from interceptor import launch, netns
 from interceptor.backends import process
-from interceptor.config import Config
+from interceptor.config import FIELDS, SWITCH, Config, Field
 from interceptor.demo.pods import Pod
 from interceptor.errors import InterceptorError, ProxyError
 
@@ -57,18 +57,23 @@ def _forget_handlers() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
-def proxy(config: Config, flows_fd: int) -> Program:
-    """`interceptor proxy` for `config`, its flow records going to `flows_fd`."""
-    options = [
-        f"--outbound-port={config.outbound_port}",
-        f"--inbound-port={config.inbound_port}",
-    ]
+def proxy(config: Config, flows_fd: int, talk_fd: int) -> Program:
+    """`interceptor proxy` for `config`, its flow records going to `flows_fd`, what else it says to `talk_fd`."""
+    # All options as flags: nothing of the caller's environment may change what both halves agree on.
+    options = [text for row in FIELDS for text in _flag(row, getattr(config, row.name))]
 
     def become_proxy() -> None:
         os.dup2(flows_fd, 1)
+        os.dup2(talk_fd, 2)
         launch.exec_command([sys.executable, "-m", "interceptor", "proxy", *options])
 
     return become_proxy
+
+
+def _flag(row: Field, value: object) -> tuple[str, ...]:
+    if row.kind is SWITCH:
+        return (row.flag if value else row.flag.replace("--", "--no-", 1),)
+    return (f"{row.flag}={row.kind.show(value)}",)
 
 
 def serve_http(ports: tuple[int, ...]) -> None:
@@ -127,7 +132,7 @@ def wait_until_listening(pid: int, ports: frozenset[int], what: str) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     while not ports <= _listening(pid):
         if os.waitpid(pid, os.WNOHANG)[0] == pid:
-            raise ProxyError(f"{what} ended before it listened; see above")
+            raise ProxyError(f"{what} ended before it listened")
         if time.monotonic() > deadline:
             raise ProxyError(f"{what} does not listen on {sorted(ports - _listening(pid))} after {START_TIMEOUT_S:g} s")
         time.sleep(0.01)

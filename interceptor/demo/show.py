@@ -18,12 +18,13 @@ from interceptor.config import Backend, Config
 from interceptor.demo import pods, programs
 from interceptor.demo.pods import Pod
 from interceptor.demo.programs import User
-from interceptor.errors import NetnsError
+from interceptor.errors import NetnsError, ProxyError
 from interceptor.table import Place, Seen, see
 from interceptor.values import PortRange
 
 PORT, EXCLUDED_PORT = 8080, 9090
-CLIENT_USER, SERVER_USER, PROXY_USER = User(1000, 1000), User(1001, 1001), User(1337, 1337)
+CLIENT_USER, SERVER_USER = User(1000, 1000), User(1001, 1001)
+ROOT = User(0, 0)  # the proxy starts as root and becomes --proxy-uid by itself
 FLOWS_TIMEOUT_S = 5.0  # a flow is reported when its connection has closed: milliseconds
 GRACE_S = 2.0  # of a proxy that drains
 
@@ -63,8 +64,13 @@ class _Captured:
     report: capture.Report
     place: Place
     flows_fd: int
+    talk_fd: int
     proxy: int
     unread: bytes = b""
+
+    def talk(self) -> str:
+        """What the proxy has said on stderr."""
+        return os.pread(self.talk_fd, 1 << 16, 0).decode(errors="replace").strip()
 
 
 @dataclass(slots=True)
@@ -110,7 +116,10 @@ class Demo:
         config = self.config
         for each in self.captured:
             wanted = frozenset((config.outbound_port, config.inbound_port))
-            programs.wait_until_listening(each.proxy, wanted, f"the proxy of the {each.pod.role} pod")
+            try:
+                programs.wait_until_listening(each.proxy, wanted, f"the proxy of the {each.pod.role} pod")
+            except ProxyError as error:
+                raise ProxyError(f"{error}: {each.talk()}") from error
         programs.wait_until_listening(server, frozenset((PORT, EXCLUDED_PORT)), "the HTTP server")
 
     def _capture(self, pod: Pod) -> _Captured:
@@ -118,9 +127,10 @@ class Demo:
         with netns.entered(pod.path):
             place = Place(report.plan, pods.INTERFACE, facts.local_addresses())
         ours, theirs = os.pipe()
-        proxy = self._start(pod, PROXY_USER, programs.proxy(self.config, theirs))
+        talk = os.memfd_create("talk")  # shown only when something goes wrong
+        proxy = self._start(pod, ROOT, programs.proxy(self.config, theirs, talk))
         os.close(theirs)
-        return _Captured(pod, report, place, ours, proxy)
+        return _Captured(pod, report, place, ours, talk, proxy)
 
     def _start(self, pod: Pod, user: User, program: programs.Program) -> int:
         pid = programs.start(pod, user, program)
@@ -194,6 +204,7 @@ class Demo:
         launch.end(self.pids, grace_s=GRACE_S)
         for each in self.captured:
             os.close(each.flows_fd)
+            os.close(each.talk_fd)
         for pod in (self.client, self.server):
             pods.remove(pod)
 

@@ -328,7 +328,7 @@ class _Builder:
             match = Match(proto=proto, direction=Direction.ORIGINAL, dst_is_local=local)
             yield from self.enter(match, Jump("TPROXY_IN"), "inbound", "--inbound")
         yield from self._blocked_virtual_entries()
-        yield from self._blocked_entries("BLOCK_INBOUND", self.config.inbound != "off", udp=self.udp_in)
+        yield from self._blocked_entries("BLOCK_INBOUND", self.config.inbound != "off", udp=self.udp_in, udp_dst_is_local=True)
 
     def _virtual_is_outbound(self) -> Iterator[Rule]:
         """Keep TCP from virtual interfaces out of this table's inbound chain: the other table decides about outbound."""
@@ -366,12 +366,12 @@ class _Builder:
             protos = (Proto.TCP, Proto.UDP) if self.udp_in else (Proto.TCP,)
             yield inbound_chain(config, Table.MANGLE, protos, "BLOCK", "BLOCK_INBOUND")
 
-    def _blocked_entries(self, chain: str, wanted: bool, *, udp: bool) -> Iterator[Rule]:
+    def _blocked_entries(self, chain: str, wanted: bool, *, udp: bool, udp_dst_is_local: bool | None = None) -> Iterator[Rule]:
         for family in self.blocked if wanted else ():
             yield Rule(replace(FIRST_TCP, family=family), Jump(chain), f"IP{family.value} is not captured", "--ip-family")
             if udp:
                 yield Rule(
-                    Match(family=family, proto=Proto.UDP, direction=Direction.ORIGINAL),
+                    Match(family=family, proto=Proto.UDP, direction=Direction.ORIGINAL, dst_is_local=udp_dst_is_local),
                     Jump(chain),
                     f"IP{family.value} is not captured",
                     "--ip-family",

@@ -146,6 +146,9 @@ def _include_stages(
 
     The first chain's rules are appended to the decision chain itself; without any list they go to the proxy at once.
     """
+    if not capturing.protos:
+        yield Chain(capturing.table, f"{name}_1", ())
+        return
     uids, gids = by_owner
     stages: list[tuple[tuple[Match, ...], str]] = []
     if config.include_outbound_ports:

@@ -43,14 +43,17 @@ def probe(config: Config, *, netns_name: str | None = None) -> tuple[Result, ...
             else None
         )
         waiting = {at: stack.enter_context(listener.at(at)) for at in dict.fromkeys(path.arrives for path in wanted)}
-        results = [_result(path, waiting[path.arrives], beside) for path in wanted]
+        results = [_result(path, waiting[path.arrives], beside, config.probe_port) for path in wanted]
     return tuple(_explained(results, config, netns_name))
 
 
-def _result(path: Path, waiting: listener.Waiting, beside: neighbour.Neighbour | None) -> Result:
+def _result(path: Path, waiting: listener.Waiting, beside: neighbour.Neighbour | None, probe_port: int) -> Result:
     rule = path.rule
     if waiting.trouble is not None:
         return Result(path, "not probed", waiting.trouble, rule)
+    if not waiting.is_ours and path.port != probe_port:
+        detail = f"a program holds port {path.arrives.port} and would pass this on; probe before the proxy starts"
+        return Result(path, "not probed", detail, rule)
     if path.needs_neighbour and (beside is None or beside.trouble is not None):
         return Result(path, "not probed", (beside and beside.trouble) or "there is no neighbour", rule)
     answer = client.send(path, beside)

@@ -65,8 +65,10 @@ class Proxy:
         """What was counted so far."""
         return self._runtime.counters
 
-    def run(self) -> None:
+    def run(self, on_ready: Callable[[], None] = lambda: None) -> None:
         """Serve until `stop()` or, in the main thread, SIGTERM or SIGINT; then drain and give everything back.
+
+        `on_ready` is called once signals are listened to, before the first connection is taken.
 
         Raises ProxyError when `run_as` cannot be become.
         """
@@ -76,6 +78,7 @@ class Proxy:
             for bound in self._listeners:
                 self._serve(bound)
             with self._signals():
+                on_ready()
                 self._loop.run()
         finally:
             self._close()

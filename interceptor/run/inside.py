@@ -7,6 +7,7 @@ NAT, no rule and no address.
 from __future__ import annotations
 
 import contextlib
+import errno
 import ipaddress
 import json
 import os
@@ -30,6 +31,12 @@ ADDRESSES: dict[Family, links.Interface] = {
     Family.V6: ipaddress.ip_interface("100::8/128"),
 }
 CAP_NET_RAW = 13  # linux/capability.h
+# unshare(2) on CLONE_NEWUSER; "No space left on device" would mislead.
+REFUSALS = {
+    errno.ENOSPC: "no more user namespaces are allowed here",
+    errno.EPERM: "user namespaces are forbidden here",
+    errno.EINVAL: "this kernel has no user namespaces",
+}
 HELP = (
     "Run it as root, or allow unprivileged user namespaces: sysctl kernel.unprivileged_userns_clone=1 (Debian), "
     "user.max_user_namespaces above 0, kernel.apparmor_restrict_unprivileged_userns=0 (Ubuntu)"
@@ -85,7 +92,7 @@ def _enter_new_namespace() -> bool:
         launch.keep_capabilities_over_exec((launch.CAP_NET_ADMIN, CAP_NET_RAW))
         links.set_up("lo")
     except (OSError, InterceptorError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
+        reason = (REFUSALS.get(error.errno or 0) or error.strerror) if isinstance(error, OSError) else str(error)
         raise NetnsError(f"no network namespace for the command: {reason}. {HELP}") from error
     return True
 

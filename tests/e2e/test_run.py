@@ -1,4 +1,4 @@
-"""`interceptor run`: real commands on a machine of our own (conftest.py), as root and as nobody."""
+"""`interceptor run`: real commands on a machine of our own (machine.py), as root and as nobody."""
 
 from __future__ import annotations
 
@@ -10,7 +10,18 @@ import sys
 
 import pytest
 
-from conftest import HTTP_PORT, NAME, UNPRIVILEGED, WORLD_V4, WORLD_V6, Machine, kernel_state, processes, sh, wait_for
+from tests.e2e.machine import (
+    HTTP_PORT,
+    INTERCEPTOR,
+    NAME,
+    UNPRIVILEGED,
+    WORLD_V4,
+    WORLD_V6,
+    Machine,
+    kernel_state,
+    processes,
+    wait_for,
+)
 
 pytestmark = [pytest.mark.netns, pytest.mark.slow]
 
@@ -98,7 +109,7 @@ def test_exit_code_is_the_commands(machine: Machine, argv: list[str], code: int,
 
 def test_a_command_that_cannot_run_is_named(machine: Machine) -> None:
     done = machine.interceptor("run", "--", "no-such-command")
-    assert done.stderr == "interceptor: no-such-command: No such file or directory\n"
+    assert done.stderr == "interceptor: no-such-command: command not found\n"
 
 
 def test_stdin_stdout_and_the_environment_are_the_callers(machine: Machine) -> None:
@@ -238,18 +249,21 @@ def test_tproxy_captures_too(machine: Machine) -> None:
 def test_without_user_namespaces_the_message_says_what_is_missing(machine: Machine) -> None:
     # A user namespace whose own limit of further ones is zero: the same refusal as a host's sysctl gives.
     limit = "echo 0 > /proc/sys/user/max_user_namespaces && exec setpriv --bounding-set -all --inh-caps -all " + " ".join(
-        map(str, (sys.executable, "-m", "interceptor", "run", "--", "true"))
+        (*INTERCEPTOR, "run", "--", "true")
     )
     done = subprocess.run(
-        ["ip", "netns", "exec", machine.host, *UNPRIVILEGED, "unshare", "--user", "--map-root-user", "sh", "-c", limit],
+        ["ip", "netns", "exec", machine.host, "unshare", "--user", "--map-root-user", "sh", "-c", limit],
         text=True, capture_output=True, check=False, timeout=20,
     )  # fmt: skip
     assert done.returncode == 4, done.stderr
+    assert "no more user namespaces are allowed here" in done.stderr
     assert "user.max_user_namespaces" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("args", [["run"], ["run", "--backend", "foo", "--", "true"], ["run", "--outbound-port", "0", "--", "true"]])
+@pytest.mark.parametrize(
+    "args", [["run"], ["run", "--backend", "foo", "--", "true"], ["run", "--outbound-port", "0", "--", "true"]]
+)
 def test_bad_options_are_refused(machine: Machine, args: list[str]) -> None:
     done = machine.interceptor(*args)
     assert done.returncode == 2

@@ -1,0 +1,128 @@
+"""`init` and `proxy` together, as a user starts them: two pods, real connections through the real proxy, both directions."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import pytest
+
+from tests.rig.client import REFUSED, Answer, ask
+from tests.rig.net import Pod, ip, pods, wire
+from tests.rig.servers import Server, serving
+
+pytestmark = pytest.mark.netns
+NETS = {"v4": ("10.8.0.1", "10.8.0.2", "127.0.0.6"), "v6": ("fd08::1", "fd08::2", "::6")}
+MODES = [
+    pytest.param([], id="redirect"),
+    pytest.param(["--outbound", "tproxy", "--inbound", "tproxy"], id="tproxy"),
+    pytest.param(["--original-source"], id="redirect, original source"),
+    pytest.param(["--inbound", "tproxy", "--original-source"], id="tproxy, original source"),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The captured pod and another one, which each run a server on port 80."""
+
+    pod: Pod
+    far: Pod
+
+
+@pytest.fixture
+def place() -> Iterator[Place]:
+    with pods(2) as (pod, far), serving() as servers:
+        ends = [[f"{net[end]}/{24 if '.' in net[end] else 64}" for net in NETS.values()] for end in (0, 1)]
+        wire(pod, far, ("eth0", "eth0"), (ends[0], ends[1]))
+        ip(f"route add default via {NETS['v4'][1]}\nroute add default via {NETS['v6'][1]}\n", pod)
+        servers.listen(Server("app", pod, uid=1000), 80)
+        servers.listen(Server("far", far, uid=0), 80)
+        yield Place(pod, far)
+
+
+def interceptor(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "interceptor", *arguments]
+
+
+@contextmanager
+def proxied(pod: Pod, options: list[str]) -> Iterator[list[dict[str, object]]]:
+    """init and a running proxy in `pod`; after the block the list holds the flow records."""
+    subprocess.run(interceptor("init", "--netns", pod.name, *options), check=True, capture_output=True)
+    argv = interceptor("proxy", "--netns", pod.name, *options)
+    flows: list[dict[str, object]] = []
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as proxy:
+        assert proxy.stderr is not None
+        assert "listening" in proxy.stderr.readline()
+        try:
+            yield flows
+        finally:
+            proxy.send_signal(signal.SIGTERM)
+            stdout, stderr = proxy.communicate(timeout=20)
+            flows += [json.loads(line) for line in stdout.splitlines()]
+    assert proxy.returncode == 0, stderr
+
+
+def at(address: str, port: int = 80) -> str:
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+@pytest.mark.parametrize("family", NETS)
+@pytest.mark.parametrize("options", MODES)
+def test_both_directions_arrive_and_are_reported(place: Place, options: list[str], family: str) -> None:
+    own, other, inbound_source = NETS[family]
+
+    with proxied(place.pod, options) as flows:
+        going = ask(place.pod, at(other))
+        coming = ask(place.far, at(own), uid=0)
+
+    assert going == Answer("far", at(other))
+    assert coming == Answer("app", at(own))
+    assert coming.peer.rsplit(":", 1)[0].strip("[]") == (other if "--original-source" in options else inbound_source)
+    assert [(flow["direction"], flow["original_dst"], flow["reason"]) for flow in flows] == [
+        ("outbound", at(other), "closed"),
+        ("inbound", at(own), "closed"),
+    ]
+    assert all(flow["bytes_received"] for flow in flows)
+    assert [flow["uid"] for flow in flows] == [1000, 1000], "the client's, then the application's"
+
+
+@pytest.mark.parametrize("family", NETS)
+@pytest.mark.parametrize("options", MODES)
+def test_call_to_its_own_pods_address_stays_direct(place: Place, options: list[str], family: str) -> None:
+    own = NETS[family][0]
+    with proxied(place.pod, options) as flows:
+        answer = ask(place.pod, at(own))
+
+    assert answer == Answer("app", at(own))
+    assert flows == []
+
+
+@pytest.mark.parametrize("port", [15001, 15006])
+@pytest.mark.parametrize("family", NETS)
+def test_direct_dial_is_refused_and_counted_never_a_loop(place: Place, family: str, port: int) -> None:
+    own = NETS[family][0]
+    with proxied(place.pod, []) as flows:
+        answers = [ask(place.pod, at(own, port)), ask(place.far, at(own, port), uid=0)]
+
+    assert {answer.by for answer in answers} <= {"reset", "closed", REFUSED.by}
+    assert {str(flow["reason"]).split("_")[0] for flow in flows} == {"refused"}
+    assert len(flows) == len(answers)
+
+
+def test_probe_asks_the_running_proxy(place: Place) -> None:
+    with proxied(place.pod, ["--dns", "all"]):
+        done = subprocess.run(
+            interceptor("probe", "--json", "--netns", place.pod.name, "--dns", "all"),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    outbound = [result["status"] for result in json.loads(done.stdout) if result["direction"] == "outbound"]
+    assert outbound == ["ok", "ok"]
+    assert done.returncode == 0, done.stdout
