@@ -73,7 +73,7 @@ def enable(config: Config, *, netns: str | None = None, allow_host: bool = False
         _guard(allow_host)
         found = facts.look(netns)
         plan = build_plan(config, found)
-        missing = detect.missing_parts()
+        missing = detect.missing_parts(config.backend)
         choice = detect.choose(config.backend, missing, needs_nft=config.proxy_cgroup is not None)
         surroundings_changed = surroundings.prepare(plan)
         try:
@@ -102,7 +102,7 @@ def check(config: Config, *, netns: str | None = None) -> Checked:
     """Compare the kernel with the plan for `config`. Changes nothing."""
     with _entered(netns):
         plan = build_plan(config, facts.look(netns))
-        missing = detect.missing_parts()
+        missing = detect.missing_parts(config.backend)
         choice = detect.choose(config.backend, missing, needs_nft=config.proxy_cgroup is not None)
         name, reason = choice.name, choice.reason
         holding = list(_holding(missing))

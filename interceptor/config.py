@@ -211,7 +211,10 @@ class Config:
         "IP families", _one_of("block", "bypass"), "block", "What becomes of traffic of a family that is not captured."
     )
     conntrack_timeouts: bool = _option(
-        "Kernel", SWITCH, True, "Forget reset connections at once, so that a reused source port is captured; docs/decisions/0002."
+        "Kernel",
+        SWITCH,
+        True,
+        "Forget reset connections at once, so that a reused source port is captured; docs/decisions/0002.",
     )
     drop_invalid: bool = _option("Kernel", SWITCH, False, "Drop packets that conntrack calls invalid.")
     log_rules: bool = _option("Kernel", SWITCH, False, "Log each captured or dropped connection in the kernel's log.")

@@ -6,7 +6,6 @@ event loop or callback may be started inside `entered`.
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import os
 import stat
@@ -112,6 +111,8 @@ def _setns(descriptor: int, path: str) -> None:
         except OSError as error:
             raise NetnsError(f"entering {path}: {error.strerror}; needs CAP_SYS_ADMIN") from error
         return
+    import ctypes  # 1 ms; Python 3.11 has no os.setns
+
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.setns(descriptor, CLONE_NEWNET) != 0:
         raise NetnsError(f"entering {path}: {os.strerror(ctypes.get_errno())}; needs CAP_SYS_ADMIN")

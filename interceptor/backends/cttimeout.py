@@ -99,7 +99,7 @@ def _create(family: Family) -> None:
         if error.errno in _NOT_IN_KERNEL:
             raise Unsupported(
                 "this kernel has no conntrack timeout policies for iptables (CONFIG_NF_CT_NETLINK_TIMEOUT, module "
-                "nfnetlink_cttimeout): load or build it, or use --backend nft, which does not need it"
+                "nfnetlink_cttimeout): load or build it, or use --no-conntrack-timeouts, at a price"
             ) from error
         raise BackendError(f"creating conntrack timeout policy {TIMEOUT_NAMES[family]}: {error.strerror}") from error
 

@@ -1,7 +1,7 @@
 """`python -I -m interceptor.backends.libiptc_worker`: save or restore one IP family's legacy tables by python-iptables.
 
-A process of its own for each family and each verb, for python-iptables' defects (docs/backends.md): extensions work for the
-first family of a process only, tables are cached across namespaces, and with autocommit refusals by the kernel are lost.
+A process of its own for each family and each verb, for python-iptables' defects (1.2): extensions work for the first
+family of a process only, tables are cached across namespaces, and with autocommit refusals by the kernel are lost.
 Reads a request from stdin and answers on stdout, both JSON. Knows nothing of plans.
 """
 

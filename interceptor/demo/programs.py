@@ -39,12 +39,10 @@ def start(pod: Pod, user: User, program: Program) -> int:
 
     def child() -> None:
         _forget_handlers()
-        with netns.entered(pod.path):
-            launch.become(user.uid, user.gid)
-            launch.die_with(parent)
-            program()
-            sys.stdout.flush()
-            os._exit(0)  # not the way back out of the namespace: that takes privileges which are gone
+        netns.enter_for_good(pod.path)
+        launch.become(user.uid, user.gid)
+        launch.die_with(parent)
+        program()
 
     return launch.spawn(child)
 
@@ -76,12 +74,12 @@ def _flag(row: Field, value: object) -> tuple[str, ...]:
     return (f"{row.flag}={row.kind.show(value)}",)
 
 
-def serve_http(ports: tuple[int, ...]) -> None:
-    """Answer GET on `ports`, v4 and v6, for ever."""
+def serve_http(ports: tuple[int, ...]) -> Program:
+    """A program that answers GET on `ports`, v4 and v6, for ever."""
+    # Imported here, as root: the program's user may not be allowed to read where Python is installed.
     import http.server
+    import socketserver
     import threading
-
-    _name_process("http-server")
 
     class Hello(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:  # noqa: N802 - http.server's name
@@ -97,29 +95,41 @@ def serve_http(ports: tuple[int, ...]) -> None:
     class Server(http.server.ThreadingHTTPServer):
         address_family = socket.AF_INET6  # takes IPv4 too: IPV6_V6ONLY is off by default
 
-    servers = [Server(("::", port), Hello) for port in ports]
-    for server in servers[1:]:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-    servers[0].serve_forever()
+        def server_bind(self) -> None:
+            # Not HTTPServer's: it asks the DNS, which is not there, for its own name.
+            socketserver.TCPServer.server_bind(self)
+
+    def serve() -> None:
+        _name_process("http-server")
+        servers = [Server(("::", port), Hello) for port in ports]
+        for server in servers[1:]:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers[0].serve_forever()
+
+    return serve
 
 
 def request(url: str) -> Program:
     """A program that fetches `url`: curl when it is installed, else Python."""
     curl = process.find("curl")
     if curl is None:
-        return lambda: _fetch(url)
+        return _fetch(url)
     # -q and --noproxy: the user's own settings must not lead it elsewhere.
     argv = f"{curl} -q -sSf --noproxy * --max-time {REQUEST_TIMEOUT_S} -o /dev/null {url}".split()
     return lambda: launch.exec_command(argv)
 
 
-def _fetch(url: str) -> None:
+def _fetch(url: str) -> Program:
     import urllib.request
 
-    _name_process("http-client")
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(url, timeout=REQUEST_TIMEOUT_S) as answer:
-        answer.read()
+
+    def fetch() -> None:
+        _name_process("http-client")
+        with opener.open(url, timeout=REQUEST_TIMEOUT_S) as answer:
+            answer.read()
+
+    return fetch
 
 
 def _name_process(name: str) -> None:

@@ -112,7 +112,7 @@ class Demo:
         pods.connect(self.client, self.server)
         for pod in (self.client, self.server):
             self.captured.append(self._capture(pod))
-        server = self._start(self.server, SERVER_USER, lambda: programs.serve_http((PORT, EXCLUDED_PORT)))
+        server = self._start(self.server, SERVER_USER, programs.serve_http((PORT, EXCLUDED_PORT)))
         config = self.config
         for each in self.captured:
             wanted = frozenset((config.outbound_port, config.inbound_port))

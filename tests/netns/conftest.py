@@ -10,20 +10,37 @@ from pathlib import Path
 import pytest
 
 from interceptor import capture
-from tests.rig.capturing import Capture, enable
+from interceptor.plan.model import Plan
+from tests.rig.capturing import Capture, options
 from tests.rig.client import Answer, ask
 from tests.rig.kernel import forget_connections
 from tests.rig.world import NETS, Net, World, world
 
 BACKENDS = ("nft", "iptables-nft", "iptables-legacy", "libiptc")
-TOOLS = ("ip", "nft", "conntrack", "iptables-nft-restore", "ip6tables-nft-restore", "iptables-legacy-restore", "ip6tables-legacy-restore")
+TOOLS = (
+    "ip",
+    "nft",
+    "conntrack",
+    "iptables-nft-restore",
+    "ip6tables-nft-restore",
+    "iptables-legacy-restore",
+    "ip6tables-legacy-restore",
+)
 HERE = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if HERE in item.path.parents:
-            item.add_marker("netns")
+    ours = [item for item in items if HERE in item.path.parents]
+    for item in ours:
+        item.add_marker("netns")
+    # One capture serves neighbours that ask for the same: a backend's tests together, one mechanism's together in it.
+    ours.sort(key=lambda item: (str(item.path), _param(item, "backend"), _param(item, "mechanism")))
+    items[:] = [item for item in items if HERE not in item.path.parents] + ours
+
+
+def _param(item: pytest.Item, name: str) -> int:
+    callspec = getattr(item, "callspec", None)  # only parametrized tests have one
+    return callspec.indices.get(name, -1) if callspec else -1
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -33,7 +50,7 @@ def _needs() -> None:
         pytest.fail(f"netns tests need root and {', '.join(missing) or 'its capabilities'}", pytrace=False)
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(params=BACKENDS, scope="module")
 def backend(request: pytest.FixtureRequest) -> str:
     """Each backend in turn."""
     return str(request.param)
@@ -52,14 +69,29 @@ def w() -> Iterator[World]:
         yield built
 
 
-@pytest.fixture
-def enabled(w: World, backend: str) -> Iterator[Capture]:
-    """enabled(option="text", ...): capture in w.pod with this backend; gone after the test, and its connections forgotten."""
+@pytest.fixture(scope="module")
+def _captured(w: World, backend: str) -> Iterator[Capture]:
+    held: list[Plan] = []
+
+    def ensure(**texts: str) -> None:
+        config = options(backend=backend, **texts)
+        plan = capture.prepare(config, netns=w.pod.name).plan
+        if held != [plan]:
+            held.clear()
+            capture.enable(config, netns=w.pod.name)
+            held.append(plan)
+
     try:
-        yield lambda **texts: enable(w.pod, backend=backend, **texts)
+        yield ensure
     finally:
         capture.disable(netns=w.pod.name)
-        forget_connections(w.pod)
+
+
+@pytest.fixture
+def enabled(w: World, _captured: Capture) -> Iterator[Capture]:
+    """enabled(option="text", ...): capture in w.pod with this backend. What the test before left is replaced, not removed."""
+    yield _captured
+    forget_connections(w.pod)
 
 
 @pytest.fixture

@@ -58,9 +58,7 @@ def test_proxy_to_its_own_pod_address_is_inbound(net: Net, enabled: Capture, app
     assert app(net.at("pod"), uid=PROXY_UID) == Answer("inbound", net.at("pod"))
 
 
-def test_proxy_self_call_respects_inbound_exclusions(
-    net: Net, enabled: Capture, app: Ask, mechanism: dict[str, str]
-) -> None:
+def test_proxy_self_call_respects_inbound_exclusions(net: Net, enabled: Capture, app: Ask, mechanism: dict[str, str]) -> None:
     enabled(**mechanism, exclude_inbound_ports="8080")
     assert app(net.at("pod", 8080), uid=PROXY_UID) == Answer("app", net.at("pod", 8080))
 
@@ -132,5 +130,3 @@ def test_tunnel_port_is_never_captured_inbound(
     enabled(**mechanism)
     assert client(net.at("pod", 15008)) == Answer("app", net.at("pod", 15008))
     assert app(net.at("pod", 15008), uid=PROXY_UID) == Answer("app", net.at("pod", 15008))
-
-

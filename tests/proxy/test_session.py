@@ -113,7 +113,12 @@ def test_a_closed_session_answers_nothing(late: Event) -> None:
 
 @pytest.mark.parametrize(
     "events",
-    [(UpstreamOpen(),), (ACCEPTED, ACCEPTED), (ACCEPTED, Eof(Side.CLIENT)), (ACCEPTED, UpstreamOpen(), *2 * [Eof(Side.CLIENT)])],
+    [
+        (UpstreamOpen(),),
+        (ACCEPTED, ACCEPTED),
+        (ACCEPTED, Eof(Side.CLIENT)),
+        (ACCEPTED, UpstreamOpen(), *2 * [Eof(Side.CLIENT)]),
+    ],
     ids=["open before accepted", "accepted twice", "end before open", "end twice"],
 )
 def test_an_impossible_event_is_named(events: tuple[Event, ...]) -> None:

@@ -10,7 +10,7 @@ from interceptor import capture
 from interceptor.config import FIELD, Config, Names
 from tests.rig.net import Pod
 
-Capture: TypeAlias = Callable[..., capture.Report]
+Capture: TypeAlias = Callable[..., None]
 NAMES = Names(uid={"root": 0}.__getitem__, gid={"root": 0}.__getitem__)
 
 

@@ -40,7 +40,7 @@ def identity(uid: int, gid: int) -> Iterator[None]:
 
 
 def split(where: str) -> tuple[str, int]:
-    """"10.0.0.1:80" or "[fd00::1]:80" -> address and port."""
+    """ "10.0.0.1:80" or "[fd00::1]:80" -> address and port."""
     address, _, port = where.rpartition(":")
     return address.strip("[]"), int(port)
 
