@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from interceptor.backends import address, routes
+from interceptor.backends import address, cttimeout, routes
 from interceptor.backends.base import Difference
 from interceptor.plan.model import Plan, PolicyRoute
 
@@ -55,7 +55,9 @@ def tidy(plan: Plan | None) -> bool:
         routes.ensure(wanted)
     keeps_address = plan is not None and plan.inbound_source_v6
     unaddressed = not keeps_address and address.inbound_source_state() == "ours" and address.remove_inbound_source()
-    return stale or unaddressed
+    # Left behind by a run that was killed between its rules and its policies; those in use stay.
+    abandoned = plan is None and cttimeout.remove_all()
+    return stale or unaddressed or abandoned
 
 
 def differences(plan: Plan) -> Iterator[Difference]:
