@@ -13,6 +13,7 @@ from interceptor.values import Address as Ip
 from interceptor.values import Proto
 
 RIGHT_ALIGNED = frozenset({"SENT", "RECEIVED", "TOOK"})
+UNKNOWN = {"dns": "a DNS server"}  # what a record without an original destination went to
 COMMAND_WIDTH = 20
 KIB = 1024
 
@@ -54,6 +55,9 @@ class Seen:
 
 def see(record: Mapping[str, Any], place: Place, pod: str = "") -> Seen:
     """A flow record (proxy/flows.py, as JSON) with the rule that captured it, found by walking the plan at `place`."""
+    if record["direction"] == "dns":
+        # A datagram's own destination is not in its record; every way to the DNS listener is the same decision.
+        return Seen(record, Rule("captured", "DNS goes to the proxy", "--dns"), pod)
     if record["original_dst"] is None:
         return Seen(record, Rule("captured", "its original destination is not known", ""), pod)
     return Seen(record, decide(place, _first_packet(record, place)), pod)
@@ -100,22 +104,20 @@ def _row(seen: Seen) -> dict[str, str]:
         "POD": seen.pod,
         "WHO": _who(record),
         "DIRECTION": str(record["direction"]),
-        "DESTINATION": str(record["original_dst"] or "?"),
-        "RULE": f"direct: {seen.rule}" if direct else str(seen.rule),
+        "DESTINATION": str(record["original_dst"] or UNKNOWN.get(record["direction"], "?")),
+        "RULE": str(seen.rule),
         "SENT": "" if direct else amount(record["bytes_sent"]),
         "RECEIVED": "" if direct else amount(record["bytes_received"]),
         "TOOK": "" if direct else f"{record['duration_ms']:.1f} ms",
-        "END": "" if direct else _end(record),
+        "END": "direct" if direct else _end(record),
     }
 
 
 def _who(record: Mapping[str, Any]) -> str:
-    uid, pid, command = record.get("uid"), record.get("pid"), record.get("command")
-    ids = ", ".join(f"{name} {value}" for name, value in (("uid", uid), ("pid", pid)) if value is not None)
-    if not command:
-        return ids or "?"
-    program, _, _ = command.partition(" ")
-    return f"{program.rpartition('/')[2][:COMMAND_WIDTH]} ({ids})"
+    uid, pid, command = record.get("uid"), record.get("pid"), record.get("command") or ""
+    program = command.partition(" ")[0].rpartition("/")[2][:COMMAND_WIDTH]
+    process = program if pid is None else f"{program}[{pid}]"
+    return " ".join(part for part in (process, "" if uid is None else f"uid {uid}") if part) or "?"
 
 
 def _end(record: Mapping[str, Any]) -> str:

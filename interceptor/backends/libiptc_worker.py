@@ -171,12 +171,21 @@ def _rule(family: Family, chain: Any, wanted: RuleParts) -> Any:
     rule = (iptc.Rule if family is Family.V4 else iptc.Rule6)(chain=chain)
     for name, value in wanted.endpoints.items():
         setattr(rule, name, value)
+    if family is Family.V6:
+        _compare_whole_names(rule.entry.ipv6, wanted.endpoints)
     for module in wanted.matches:
         _set_options(rule.create_match(module.name), module)
     target = iptc.Target(rule, wanted.target.name, goto=wanted.goto)
     _set_options(target, wanted.target)
     rule.target = target
     return rule
+
+
+def _compare_whole_names(header: Any, endpoints: dict[str, str]) -> None:
+    # Rule6 masks each character with 0x01 where Rule has 0xff: `-i lo` would match virt0, too, and let it go uncaptured.
+    for name, mask in (("in_interface", "iniface_mask"), ("out_interface", "outiface_mask")):
+        if name in endpoints:
+            setattr(header, mask, b"\xff" * (len(endpoints[name]) + 1))
 
 
 def _set_options(extension: Any, wanted: Module) -> None:

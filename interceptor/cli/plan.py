@@ -10,7 +10,7 @@ from interceptor import capture
 from interceptor.cli.options import ConfiguredCommand, common_options, config_options
 from interceptor.cli.output import print_json
 from interceptor.config import Config
-from interceptor.plan.model import Plan
+from interceptor.plan.model import CLOSED_AT_ONCE, TIMEOUT_NAMES, Plan
 from interceptor.render import document, iptables, nft
 from interceptor.sources import Resolved
 from interceptor.values import Family
@@ -43,7 +43,11 @@ def print_plan(config: Config, netns: str | None, form: str | None) -> None:
 
 def _restore(plan: Plan, family: Family) -> str:
     text = iptables.restore(iptables.rules(plan, family), {})
-    return f"# IP{family.value}\n{text}" if text else ""
+    if not text:
+        return ""
+    policy = ", ".join(f"{state} {seconds} s" for state, seconds in CLOSED_AT_ONCE.items())
+    timeouts = f"# conntrack timeout policy {TIMEOUT_NAMES[family]}: {policy}\n" if plan.has_timeouts else ""
+    return f"# IP{family.value}\n{timeouts}{text}"
 
 
 def _surroundings(plan: Plan) -> Iterator[str]:

@@ -19,6 +19,16 @@ class Interrupted(Exception):
 
 
 @contextmanager
+def undisturbed() -> Iterator[None]:
+    """Hold ENDING back during the block: for what must not stop between making a thing and noting that it is there."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
 def tearing_down(tear_down: Callable[[], None]) -> Iterator[None]:
     """Run the block, then `tear_down`: after its end, an error, or a signal, which raises Interrupted in the block."""
 

@@ -9,6 +9,7 @@ import os
 from dataclasses import dataclass
 
 from interceptor import launch, links, netns
+from interceptor.demo.interrupt import undisturbed
 from interceptor.errors import NetnsError
 
 MS_BIND, MS_REC, MS_SHARED, MNT_DETACH = 0x1000, 0x4000, 0x100000, 2  # linux/mount.h
@@ -31,33 +32,28 @@ class Pod:
 
 def create(pod: Pod) -> None:
     """Make the namespace, with lo up. Raises NetnsError."""
-    try:
-        _prepare_directory()
-        os.close(os.open(pod.path, os.O_RDONLY | os.O_CREAT | os.O_EXCL, 0o444))
-        ready, go = os.pipe()
-
-        def child() -> None:
+    with undisturbed():
+        here = os.open(netns.CURRENT, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            _prepare_directory()
+            os.close(os.open(pod.path, os.O_RDONLY | os.O_CREAT | os.O_EXCL, 0o444))
             launch.unshare(launch.CLONE_NEWNET)
-            links.set_up("lo")
-            # Here, not in the parent: this process's namespace ends with it unless something holds it.
-            _mount("/proc/self/ns/net", pod.path, MS_BIND)
-            os.write(go, b"+")
-
-        pid = launch.spawn(child)
-        os.close(go)
-        done = os.read(ready, 1)
-        os.close(ready)
-        os.waitpid(pid, 0)
-    except OSError as error:
-        raise NetnsError(f"creating the network namespace {pod.name}: {error.strerror}") from error
-    if not done:
-        raise NetnsError(f"creating the network namespace {pod.name} failed; see above")
+            try:
+                links.set_up("lo")
+                # What holds it: a namespace without a process lives as long as it is mounted.
+                _mount(netns.CURRENT, pod.path, MS_BIND)
+            finally:
+                netns.enter_for_good(f"/proc/self/fd/{here}")
+        except OSError as error:
+            raise NetnsError(f"creating the network namespace {pod.name}: {error.strerror}") from error
+        finally:
+            os.close(here)
 
 
 def remove(pod: Pod) -> None:
     """Take the name away; the namespace goes with its last process. Fine when there is none."""
-    with contextlib.suppress(OSError):
-        _call_umount(pod.path)
+    with contextlib.suppress(OSError):  # nothing is mounted there
+        _unmount(pod.path)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(pod.path)
 
@@ -95,7 +91,7 @@ def _mount(source: str, target: str, flags: int) -> None:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
-def _call_umount(path: str) -> None:
+def _unmount(path: str) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.umount2(path.encode(), MNT_DETACH) != 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))

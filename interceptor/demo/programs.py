@@ -22,6 +22,7 @@ LISTENING = "0A"  # TCP_LISTEN, include/net/tcp_states.h, as /proc/net/tcp shows
 START_TIMEOUT_S = 10.0  # Python starts in 0.1 s; this is for a machine under load
 REQUEST_TIMEOUT_S = 5
 Program: TypeAlias = Callable[[], None]
+SERVER_NAME, PYTHON_CLIENT = "http-server", "http-client"
 BODY = b"hello from the server pod\n"
 
 
@@ -100,7 +101,7 @@ def serve_http(ports: tuple[int, ...]) -> Program:
             socketserver.TCPServer.server_bind(self)
 
     def serve() -> None:
-        _name_process("http-server")
+        _name_process(SERVER_NAME)
         servers = [Server(("::", port), Hello) for port in ports]
         for server in servers[1:]:
             threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -119,13 +120,19 @@ def request(url: str) -> Program:
     return lambda: launch.exec_command(argv)
 
 
+def client_name() -> str:
+    """What request() runs."""
+    return "curl" if process.find("curl") else PYTHON_CLIENT
+
+
 def _fetch(url: str) -> Program:
+    import encodings.idna  # noqa: F401 - sockets import it when they are given a name
     import urllib.request
 
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     def fetch() -> None:
-        _name_process("http-client")
+        _name_process(PYTHON_CLIENT)
         with opener.open(url, timeout=REQUEST_TIMEOUT_S) as answer:
             answer.read()
 

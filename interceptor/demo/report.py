@@ -59,11 +59,11 @@ def keep(demo: Demo) -> None:
     hints = (
         "The pods stay until Ctrl-C. Elsewhere, try:",
         f"  ip netns exec {client.name} setpriv --reuid 1000 --clear-groups curl http://{server.v4.ip}:{PORT}/",
-        f"  interceptor explain --netns {client.name} {excluded} --uid 1000 --dst {server.v4.ip}:{PORT}",
+        f"  interceptor explain --netns {client.name} {excluded} --uid 1000 --dst {server.v4.ip} --dport {PORT}",
         f"  interceptor check --netns {client.name} {excluded}",
         f"  ip netns exec {client.name} nft list ruleset",
         "Ctrl-C removes all. Should this program be killed:",
-        f"  ip netns del {client.name}; ip netns del {server.name}",
+        f"  for pod in {client.name} {server.name}; do ip netns pids $pod | xargs -r kill; ip netns del $pod; done",
         "Flows:",
     )
     print("\n".join(hints), file=sys.stderr, flush=True)

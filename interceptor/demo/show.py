@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import math
 import os
 import select
 import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Literal
 
 from interceptor import capture, facts, launch, netns
-from interceptor.backends import process
 from interceptor.config import Backend, Config
 from interceptor.demo import pods, programs
+from interceptor.demo.interrupt import undisturbed
 from interceptor.demo.pods import Pod
 from interceptor.demo.programs import User
 from interceptor.errors import NetnsError, ProxyError
+from interceptor.proxy.flows import rfc3339
 from interceptor.table import Place, Seen, see
 from interceptor.values import PortRange
 
@@ -73,6 +76,23 @@ class _Captured:
         return os.pread(self.talk_fd, 1 << 16, 0).decode(errors="replace").strip()
 
 
+@dataclass(frozen=True, slots=True)
+class _Program:
+    """One that the demo started, and the time it ran: a proxy under its own uid may not look into another user's process."""
+
+    pid: int
+    command: str
+    uid: int
+    since: float
+    until: float = math.inf
+
+    def owns(self, record: dict[str, Any]) -> bool:
+        """Whether the flow is this program's: requests are made one after the other, so time and uid tell."""
+        start = datetime.fromisoformat(record["time"]).timestamp()
+        # Records have milliseconds.
+        return record["uid"] == self.uid and self.since - 0.001 <= start <= self.until
+
+
 @dataclass(slots=True)
 class Demo:
     """One demonstration: `build`, `make_requests`, `verdict`; `tear_down` at the end, whatever happened."""
@@ -80,6 +100,7 @@ class Demo:
     backend: Backend
     captured: list[_Captured] = field(default_factory=list)
     pids: list[int] = field(default_factory=list)
+    started: list[_Program] = field(default_factory=list)
     direct: list[Seen] = field(default_factory=list)
     expected: Counter[Expected] = field(default_factory=Counter)
     client: Pod = field(init=False)
@@ -112,7 +133,9 @@ class Demo:
         pods.connect(self.client, self.server)
         for pod in (self.client, self.server):
             self.captured.append(self._capture(pod))
+        started = time.time()
         server = self._start(self.server, SERVER_USER, programs.serve_http((PORT, EXCLUDED_PORT)))
+        self.started.append(_Program(server, programs.SERVER_NAME, SERVER_USER.uid, started))
         config = self.config
         for each in self.captured:
             wanted = frozenset((config.outbound_port, config.inbound_port))
@@ -133,8 +156,9 @@ class Demo:
         return _Captured(pod, report, place, ours, talk, proxy)
 
     def _start(self, pod: Pod, user: User, program: programs.Program) -> int:
-        pid = programs.start(pod, user, program)
-        self.pids.append(pid)
+        with undisturbed():
+            pid = programs.start(pod, user, program)
+            self.pids.append(pid)
         return pid
 
     def make_requests(self, count: int) -> None:
@@ -146,22 +170,26 @@ class Demo:
             self.expected[Expected("client", "outbound", f"{host}:{PORT}")] += 1
             self.expected[Expected("server", "inbound", f"{host}:{PORT}")] += 1
 
-    def _request(self, destination: str) -> int:
+    def _request(self, destination: str) -> _Program:
         url = f"http://{destination}/"
+        started = time.time()
         pid = self._start(self.client, CLIENT_USER, programs.request(url))
         programs.finished(pid, f"GET {url} from the {self.client.name} namespace")
         self.pids.remove(pid)
-        return pid
+        self.started.append(_Program(pid, programs.client_name(), CLIENT_USER.uid, started, time.time()))
+        return self.started[-1]
 
     def _request_direct(self, destination: str) -> None:
+        program = self._request(destination)
         record: dict[str, Any] = {
+            "time": rfc3339(program.since),
             "protocol": "tcp",
             "direction": "outbound",
             "client": f"{self.client.v4.ip}:0",
             "original_dst": destination,
-            "uid": CLIENT_USER.uid,
-            "pid": self._request(destination),
-            "command": "curl" if process.find("curl") else "http-client",
+            "uid": program.uid,
+            "pid": program.pid,
+            "command": program.command,
         }
         self.direct.append(see(record, self.captured[0].place, self.client.role))
 
@@ -179,7 +207,15 @@ class Demo:
                     poll.unregister(descriptor)
                     del waiting[descriptor]
                     continue
-                yield from _split(waiting[descriptor], read)
+                yield from self._split(waiting[descriptor], read)
+
+    def _split(self, source: _Captured, read: bytes) -> Iterator[Seen]:
+        *complete, source.unread = (source.unread + read).split(b"\n")
+        for line in complete:
+            record = json.loads(line)
+            if record["pid"] is None and (owner := next((each for each in self.started if each.owns(record)), None)):
+                record |= {"pid": owner.pid, "command": owner.command}
+            yield see(record, source.place, source.pod.role)
 
     def verdict(self) -> Verdict:
         """Wait until every expected flow has been reported, or too long."""
@@ -207,9 +243,3 @@ class Demo:
             os.close(each.talk_fd)
         for pod in (self.client, self.server):
             pods.remove(pod)
-
-
-def _split(source: _Captured, read: bytes) -> Iterator[Seen]:
-    *complete, source.unread = (source.unread + read).split(b"\n")
-    for line in complete:
-        yield see(json.loads(line), source.place, source.pod.role)

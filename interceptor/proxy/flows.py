@@ -71,6 +71,11 @@ class Counters:
     accept_errors: Counter[str] = field(default_factory=Counter)  # by errno name
     ended: Counter[str] = field(default_factory=Counter)  # by reason
 
+    def as_json(self) -> dict[str, int | dict[str, int]]:
+        """Plain values, for `json.dumps`."""
+        by_reason = {"refused": self.refused, "accept_errors": self.accept_errors, "ended": self.ended}
+        return {"accepted": self.accepted, "open": self.open} | {name: dict(counted) for name, counted in by_reason.items()}
+
 
 def rfc3339(seconds: float) -> str:
     """`seconds` since the epoch in UTC, to the millisecond: 2026-11-22T10:00:00.123Z."""

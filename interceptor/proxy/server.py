@@ -68,16 +68,15 @@ class Proxy:
     def run(self, on_ready: Callable[[], None] = lambda: None) -> None:
         """Serve until `stop()` or, in the main thread, SIGTERM or SIGINT; then drain and give everything back.
 
-        `on_ready` is called once signals are listened to, before the first connection is taken.
-
+        `on_ready` is called once signals are listened to and `run_as` is become, before the first connection is taken.
         Raises ProxyError when `run_as` cannot be become.
         """
         try:
-            if self._settings.run_as is not None:
-                become(*self._settings.run_as, frozenset({CAP_NET_ADMIN} if self._settings.needs_net_admin else ()))
-            for bound in self._listeners:
-                self._serve(bound)
             with self._signals():
+                if self._settings.run_as is not None:
+                    become(*self._settings.run_as, frozenset({CAP_NET_ADMIN} if self._settings.needs_net_admin else ()))
+                for bound in self._listeners:
+                    self._serve(bound)
                 on_ready()
                 self._loop.run()
         finally:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from select import EPOLLIN
 from typing import TypeAlias
 
+from interceptor.errors import NetnsError
 from interceptor.proxy.flows import Flow, errno_name
 from interceptor.proxy.listeners import BoundListener
 from interceptor.proxy.loop import Scheduled
@@ -75,7 +76,7 @@ class UdpRelay:
             return None
         try:
             flow = UdpFlow(self._runtime, self._bound, client, destination, self._forget)
-        except (OSError, UpstreamError):
+        except (OSError, UpstreamError, NetnsError):
             refused["udp_upstream_failed"] += 1
             return None
         self._flows[client, destination] = flow

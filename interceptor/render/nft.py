@@ -205,7 +205,9 @@ def _actions(in_table: Table, verdict: Verdict, family: Family | None) -> tuple[
             return (f"redirect to :{port}",)
         case Tproxy(port, mark):
             # Where nobody listens, nft goes on to the next rule (xt_TPROXY drops): without the second line it would leak.
-            return (f"{_mark_assignment('meta mark', mark)} tproxy to :{port} accept", "drop")
+            # A rule that matches one family must name it here again, or nft refuses it.
+            named = f"{L3[family]} " if family is not None else ""
+            return (f"{_mark_assignment('meta mark', mark)} tproxy {named}to :{port} accept", "drop")
         case SetMark(mark):
             return (_mark_assignment("meta mark", mark),)
         case SetConnmark(mark):

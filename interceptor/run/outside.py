@@ -21,7 +21,7 @@ from interceptor.proxy.flows import Flow
 from interceptor.proxy.server import Proxy
 from interceptor.run.handover import MESSAGE_SIZE, receive_listeners
 from interceptor.run.inside import ADDRESSES, INTERFACE, Job, live
-from interceptor.run.setup import proxy_settings, run_config
+from interceptor.run.setup import check_privilege, proxy_settings, run_config
 from interceptor.sources import Resolved
 from interceptor.table import Place
 from interceptor.values import Family
@@ -50,6 +50,7 @@ class Ended:
 def run(argv: Sequence[str], resolved: Resolved) -> Ended:
     """Run `argv` captured, to its end. Raises InterceptorError when the namespace cannot be set up; then nothing ran."""
     config = run_config(resolved)
+    check_privilege(config, os.geteuid())
     reach = tuple(network for family in Family for network in links.reachable(family))
     found = facts.look()
     plan = build_plan(config, found)
@@ -70,6 +71,7 @@ class _Run:
         self.job = job
         self.plan = plan
         self.flows: list[Flow] = []
+        self.defect: Exception | None = None
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.control = ours
 
@@ -88,7 +90,7 @@ class _Run:
         try:
             handed = receive_listeners(self.control)
             proxy = Proxy(self.job.settings, handed.listeners, self.flows.append, socket.socket)
-            relaying = threading.Thread(target=proxy.run, name="proxy")
+            relaying = threading.Thread(target=self._relay, args=(proxy,), name="proxy")
             # Our own look at the accept queues, for the time when the proxy is about to stop.
             queues = [os.dup(each.sock.fileno()) for each in handed.listeners if each.protocol == "tcp"]
             relaying.start()
@@ -109,11 +111,19 @@ class _Run:
             self.control.close()
             if not over:
                 launch.end([self.pid], grace_s=0)
+        if self.defect is not None:
+            raise self.defect
         place = Place(self.plan, INTERFACE, frozenset(address.ip for address in ADDRESSES.values()))
         if failure:
             code, message = launch.exec_failure(self.job.argv, json.loads(failure)["errno"])
             return Ended(code, (), place, message)
         return Ended(launch.exit_code(status), tuple(self.flows), place)
+
+    def _relay(self, proxy: Proxy) -> None:
+        try:
+            proxy.run()
+        except Exception as error:  # noqa: BLE001 - raised again by to_the_end(), when the command is over
+            self.defect = error
 
     def _wait(self) -> int:
         """Pass signals on until the command has ended; its wait status."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from interceptor.config import Config
+from interceptor.errors import Unsupported
 from interceptor.plan.model import HostFacts, Plan
-from interceptor.proxy.settings import Listener, ListenFamily, ProxySettings
+from interceptor.proxy.configured import settings as configured
+from interceptor.proxy.settings import ListenFamily, ProxySettings
 from interceptor.sources import Resolved
 from interceptor.values import Family, Mark
 
@@ -31,15 +33,13 @@ def run_config(resolved: Resolved) -> Config:
 
 def proxy_settings(config: Config, plan: Plan, facts: HostFacts) -> ProxySettings:
     """The proxy's half of `config`: it listens inside, and asks the host's own resolvers from outside."""
-    family: ListenFamily = "dual" if Family.V6 in plan.families else "v4"
-    ports = (config.outbound_port, config.inbound_port, config.dns_port, config.tunnel_port)
-    tcp = (Listener("outbound", config.outbound, config.outbound_port, family),) if config.outbound != "off" else ()
-    udp = (Listener("outbound", "tproxy", config.outbound_port, family),) if config.udp == "tproxy" else ()
-    return ProxySettings(
-        listeners=tcp,
-        own_ports=frozenset(ports),
-        probe_port=config.probe_port,
-        udp_listeners=udp,
-        dns_port=config.dns_port if config.dns != "off" else None,
-        resolvers=tuple(str(resolver.network_address) for resolver in facts.resolvers),
-    )
+    families: tuple[ListenFamily, ...] = tuple("v4" if family is Family.V4 else "v6" for family in plan.families)
+    resolvers = tuple(str(resolver.network_address) for resolver in facts.resolvers)
+    # What it dials leaves by the host's namespace, where nobody looks for the mark.
+    return replace(configured(config, families, resolvers=resolvers), upstream_mark=None)
+
+
+def check_privilege(config: Config, uid: int) -> None:
+    """Raises Unsupported for what only root can do."""
+    if config.udp != "off" and uid != 0:
+        raise Unsupported("--udp with `run` needs root: answers are sent from sockets inside the command's network namespace")

@@ -1,4 +1,4 @@
-"""A real HTTP server, v4 and v6, port 8000: GET /N answers N bytes, POST answers how many bytes came. Says "ready" when it listens."""
+"""A real HTTP server, v4 and v6: GET /N answers N bytes, POST says how many came. Prints "ready" when it listens."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import socket
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802
         self.answer(b"x" * int(self.path.strip("/") or 5))
 
-    def do_POST(self) -> None:
+    def do_POST(self) -> None:  # noqa: N802
         self.answer(str(len(self.rfile.read(int(self.headers["Content-Length"])))).encode())
 
     def answer(self, body: bytes) -> None:

@@ -1,4 +1,4 @@
-"""A machine of our own: a "host" namespace, and a "world" namespace beyond it with an HTTP and a DNS server. Real sockets, no internet."""
+"""A machine of our own: a "host" namespace, and a "world" beyond it with an HTTP and a DNS server. No internet."""
 
 from __future__ import annotations
 

@@ -45,6 +45,10 @@ CIDRS: dict[Family, tuple[Network, ...]] = {
 LOCAL = frozenset((*OWN.values(), *LOOPBACK.values(), *LEG.values()))
 
 
+# Some of them are well-formed by chance: of characters that mean something, and any others.
+malformed_texts = st.text(alphabet="0123456789-,:;*/.xaf ", max_size=12) | st.text()
+
+
 def _tuples(elements: st.SearchStrategy[Any], size: int = 3) -> st.SearchStrategy[tuple[Any, ...]]:
     return st.lists(elements, min_size=1, max_size=size, unique=True).map(tuple)
 

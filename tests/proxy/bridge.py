@@ -1,4 +1,4 @@
-"""Two loopback connections with a session and a relay between them, on a loop in a thread. The least a relay needs to be tested."""
+"""Two loopback connections with a session and a relay between them, on a loop in a thread: the least a relay needs."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ MIB = 1024 * 1024
 BOTH_WAYS = pytest.mark.parametrize("speaker", list(Side), ids=lambda side: f"from {side.value}")
 
 
-@pytest.fixture(params=RELAYS.values(), ids=RELAYS.keys())
+@pytest.fixture(params=list(RELAYS.values()), ids=list(RELAYS))
 def bridge(request: pytest.FixtureRequest) -> Iterator[Bridge]:
     """Not started."""
     with bridged(request.param) as made:
@@ -49,6 +49,12 @@ def read_all(sock: socket.socket) -> bytes:
     while chunk := sock.recv(1 << 18):
         chunks.append(chunk)
     return b"".join(chunks)
+
+
+def read_into(got: bytearray, sock: socket.socket) -> None:
+    """Everything until FIN, into `got`: what came before a reset is kept."""
+    while chunk := sock.recv(65536):
+        got += chunk
 
 
 def in_thread(work: Callable[[], object]) -> threading.Thread:
@@ -108,10 +114,7 @@ def test_bytes_before_a_reset_are_delivered(bridge: Bridge, speaker: Side) -> No
     speaking.close()
     got = bytearray()
     with pytest.raises(ConnectionResetError):
-        while True:
-            chunk = listening.recv(65536)
-            assert chunk, "FIN instead of RST"
-            got += chunk
+        read_into(got, listening)
     assert bytes(got) == b"a" * 50_000
 
 
@@ -138,7 +141,7 @@ def test_one_byte(bridge: Bridge, speaker: Side) -> None:
     bridge.start()
     speaking.sendall(b"1")
     assert listening.recv(10) == b"1"
-    assert counts(bridge, speaker) == (1, 0)
+    wait_until(lambda: counts(bridge, speaker) == (1, 0))
 
 
 @pytest.mark.slow
@@ -165,27 +168,24 @@ def test_64_mib_in_both_directions_at_once_arrive_whole(bridge: Bridge) -> None:
     assert counts(bridge, Side.CLIENT) == (64 * MIB, 64 * MIB)
 
 
+@pytest.mark.slow
 @BOTH_WAYS
 def test_a_receiver_that_does_not_read_stops_the_sender(bridge: Bridge, speaker: Side) -> None:
     speaking, listening = ends(bridge, speaker)
     bridge.start()
     sent = push_until_stuck(speaking)
-    # What the kernel holds is its own affair (tcp_rmem, tcp_wmem); ours is what was read and is not yet written.
-    taken, _ = counts(bridge, speaker)
-    unread = sent - taken
-    assert 0 <= unread
-    assert sent < 64 * MIB
+    # Two sockets' send and receive queues are the kernel's affair; what is beyond them is the relay's.
+    assert sent <= 2 * (kernel_limit("tcp_rmem") + kernel_limit("tcp_wmem")) + CHUNK_SIZE
     speaking.settimeout(DEADLINE_S)
     speaking.shutdown(socket.SHUT_WR)
     assert len(read_all(listening)) == sent
-    assert CHUNK_SIZE == 256 * 1024
 
 
+@pytest.mark.slow
 @BOTH_WAYS
 def test_a_slow_reader_gets_everything(bridge: Bridge, speaker: Side) -> None:
     speaking, listening = ends(bridge, speaker)
-    content = random.Random(3).randbytes(3 * MIB)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    content = random.Random(3).randbytes(16 * MIB)
     bridge.start()
 
     def send() -> None:
@@ -193,7 +193,11 @@ def test_a_slow_reader_gets_everything(bridge: Bridge, speaker: Side) -> None:
         speaking.close()
 
     sender = in_thread(send)
-    assert read_all(listening) == content
+    got = bytearray()
+    while chunk := listening.recv(100_000):
+        got += chunk
+        time.sleep(0.001)
+    assert bytes(got) == content
     sender.join(DEADLINE_S)
 
 
@@ -226,6 +230,7 @@ def test_both_fins_at_once_close_in_order(bridge: Bridge) -> None:
     assert bridge.wait().reason is Reason.CLOSED
 
 
+@pytest.mark.slow
 @BOTH_WAYS
 def test_a_stuck_half_closed_flow_does_not_spin(bridge: Bridge, speaker: Side) -> None:
     speaking, listening = ends(bridge, speaker)
@@ -238,6 +243,12 @@ def test_a_stuck_half_closed_flow_does_not_spin(bridge: Bridge, speaker: Side) -
     before = time.process_time()
     time.sleep(0.3)
     assert time.process_time() - before < 0.15
+
+
+def kernel_limit(name: str) -> int:
+    """The most bytes one socket's queue may hold (tcp(7))."""
+    with open(f"/proc/sys/net/ipv4/{name}") as file:
+        return int(file.read().split()[2])
 
 
 def push_until_stuck(sock: socket.socket) -> int:

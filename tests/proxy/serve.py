@@ -1,0 +1,33 @@
+"""Run a proxy with settings given as JSON: flows on stdout as they come, counters at the end. For tests only."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from typing import Any
+
+from interceptor.proxy.server import Proxy, open_listeners
+from interceptor.proxy.settings import Listener, ProxySettings
+
+
+def main(text: str) -> None:
+    """Serve until SIGTERM."""
+    given: dict[str, Any] = json.loads(text)
+    if "descriptors" in given:
+        resource.setrlimit(resource.RLIMIT_NOFILE, 2 * (given.pop("descriptors"),))
+    for key in ("listeners", "udp_listeners"):
+        given[key] = tuple(Listener(*each) for each in given.get(key, ()))
+    given["own_ports"] = frozenset(given.get("own_ports", (15001, 15006, 15008, 15053)))
+    given.setdefault("probe_port", 15002)
+    given["resolvers"] = tuple(given.get("resolvers", ()))
+    run_as = given.get("run_as", (1337, 1337))
+    given["run_as"] = run_as and tuple(run_as)
+    settings = ProxySettings(**given)
+    proxy = Proxy(settings, open_listeners(settings), lambda flow: print(flow.to_json(), flush=True))
+    proxy.run(lambda: print("ready", flush=True))
+    print(json.dumps({"counters": proxy.counters.as_json()}), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

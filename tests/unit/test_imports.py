@@ -1,0 +1,45 @@
+"""What the fast commands import: every module here costs each init its time (STYLE.md, "weight at import")."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+FORBIDDEN = {"asyncio", "concurrent.futures", "difflib", "email", "http", "iptc", "json", "logging", "psutil", "pyroute2"}
+FORBIDDEN |= {"rich", "sqlite3", "ssl", "tempfile", "urllib.request", "xml", "yaml", "zipfile"}
+THIRD_PARTY = {"click"}
+
+
+def modules_after(code: str) -> set[str]:
+    printing = f"import sys\nbefore = set(sys.modules)\n{code}\nprint(*(set(sys.modules) - before), file=sys.stderr)"
+    run = subprocess.run([sys.executable, "-c", printing], capture_output=True, text=True, check=True)
+    return set(run.stderr.split())
+
+
+PATHS = {
+    "init": "import interceptor.__main__, interceptor.cli.init, interceptor.backends.nft",
+    "clean": "import interceptor.__main__, interceptor.cli.clean, interceptor.backends.nft",
+    "check": "import interceptor.__main__, interceptor.cli.check, interceptor.backends.nft",
+    "plan": "from interceptor.__main__ import main; main(['plan'])",
+    "explain": "from interceptor.__main__ import main; main(['explain', '--dst', '192.0.2.1'])",
+}
+
+
+@pytest.mark.parametrize("command", PATHS)
+def test_fast_command_imports_nothing_heavy(command: str) -> None:
+    assert modules_after(PATHS[command]) & FORBIDDEN == set()
+
+
+@pytest.mark.parametrize("command", PATHS)
+def test_fast_command_imports_no_third_party_package_but_click(command: str) -> None:
+    tops = {name.partition(".")[0] for name in modules_after(PATHS[command])}
+
+    assert {top for top in tops if top not in sys.stdlib_module_names} - {"interceptor"} <= THIRD_PARTY
+
+
+def test_one_command_does_not_import_the_others() -> None:
+    commands = {name for name in modules_after(PATHS["plan"]) if name.startswith("interceptor.cli.")}
+
+    assert commands & {f"interceptor.cli.{name}" for name in ("init", "check", "proxy", "probe", "demo", "run")} == set()

@@ -1,0 +1,107 @@
+"""Rules as iptables writes them."""
+
+from __future__ import annotations
+
+import ipaddress
+
+import pytest
+
+from interceptor.plan.model import Chain, Drop, Goto, Hook, Jump, Match, Plan, Return, Rule, Table
+from interceptor.render.iptables import TableRules, port_chunks, restore, restore_table, rules, specs
+from interceptor.values import Family, IdRange, PortRange, Proto
+
+
+def lines(match: Match, family: Family = Family.V4) -> list[str]:
+    comment = ' -m comment --comment "w" -j RETURN'
+    return [line.removesuffix(comment) for line in specs(Table.NAT, Rule(match, Return(), "w", "--o"), family)]
+
+
+def test_sixteen_ports_take_two_rules() -> None:
+    ports = tuple(PortRange(port, port) for port in range(1, 32, 2))
+
+    assert [len(chunk) for chunk in port_chunks(ports)] == [15, 1]
+
+
+def test_range_takes_two_of_the_fifteen_slots() -> None:
+    ports = tuple(PortRange(port, port + 1) for port in range(1, 100, 10))
+
+    assert [len(chunk) for chunk in port_chunks(ports)] == [7, 3]
+
+
+def test_uids_and_gids_of_one_match_are_alternatives() -> None:
+    match = Match(uids=(IdRange(1, 2), IdRange(5, 5)), gids=(IdRange(7, 7),))
+
+    assert lines(match) == ["-m owner --uid-owner 1-2", "-m owner --uid-owner 5", "-m owner --gid-owner 7"]
+
+
+def test_networks_of_the_other_family_are_left_out() -> None:
+    match = Match(dst=(ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("fd00::/8")))
+
+    assert lines(match, Family.V6) == ["-d fd00::/8"]
+
+
+def test_rule_for_networks_of_one_family_does_not_become_unconditional_in_the_other() -> None:
+    assert lines(Match(dst=(ipaddress.ip_network("10.0.0.0/8"),)), Family.V6) == []
+
+
+def test_rule_of_one_family_is_absent_from_the_other() -> None:
+    assert lines(Match(family=Family.V4), Family.V6) == []
+
+
+def test_alternatives_multiply() -> None:
+    match = Match(
+        src=(ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("11.0.0.0/8")), uids=(IdRange(1, 1), IdRange(3, 3))
+    )
+
+    assert len(lines(match)) == 4
+
+
+def test_cgroup_cannot_be_written() -> None:
+    with pytest.raises(ValueError, match="cgroup"):
+        lines(Match(cgroup="a"))
+
+
+def test_chain_that_no_packet_of_the_family_reaches_is_absent() -> None:
+    plan = Plan(
+        (Family.V4, Family.V6),
+        (
+            Chain(Table.NAT, "SIX", (Rule(Match(), Drop(), "w", "--o"),)),
+            Chain(Table.NAT, "OUTPUT", (Rule(Match(family=Family.V6), Jump("SIX"), "w", "--o"),), Hook.OUTPUT),
+        ),
+    )
+
+    assert (rules(plan, Family.V4), list(rules(plan, Family.V6)["nat"].chains)) == ({}, ["INTERCEPT_SIX", "INTERCEPT_OUTPUT"])
+
+
+def test_goto_and_jump_are_told_apart() -> None:
+    written = [next(specs(Table.NAT, Rule(Match(), verdict, "w", "--o"), Family.V4)) for verdict in (Jump("A"), Goto("A"))]
+
+    assert [line.split()[-2] for line in written] == ["-j", "-g"]
+
+
+def test_restore_of_nothing_to_nothing_is_empty() -> None:
+    assert restore({}, {}) == ""
+
+
+def test_restore_removes_stale_chains_after_refilling_the_others_in_one_transaction() -> None:
+    present = TableRules(
+        {"INTERCEPT_OLD": ["-j RETURN"], "INTERCEPT_OUTPUT": ["-j INTERCEPT_OLD"]}, {"OUTPUT": ["INTERCEPT_OUTPUT"]}
+    )
+    wanted = TableRules({"INTERCEPT_OUTPUT": ["-j DROP"]}, {"OUTPUT": ["INTERCEPT_OUTPUT"]})
+
+    assert restore_table("nat", wanted, present).splitlines() == [
+        "*nat",
+        ":INTERCEPT_OUTPUT - [0:0]",
+        ":INTERCEPT_OLD - [0:0]",
+        "-D OUTPUT -j INTERCEPT_OUTPUT",
+        "-I OUTPUT 1 -j INTERCEPT_OUTPUT",
+        "-A INTERCEPT_OUTPUT -j DROP",
+        "-X INTERCEPT_OLD",
+        "COMMIT",
+    ]
+
+
+def test_tcp_syn_and_ports_stand_together() -> None:
+    match = Match(proto=Proto.TCP, syn=True, dports=(PortRange(53, 53),))
+
+    assert lines(match) == ["-p tcp -m tcp --dport 53 --tcp-flags FIN,SYN,RST,ACK SYN"]
