@@ -33,13 +33,14 @@ def _run(args: list[str]) -> int:
     from interceptor.cli import cli
 
     try:
-        # A command returns its exit code; --help and --version return 0.
-        return int(cli.main(args, prog_name="interceptor", standalone_mode=False) or 0)
-    except click.Abort as error:
-        raise KeyboardInterrupt from error
+        # Not cli.main(), which turns an interrupt and a closed pipe into exceptions and codes of its own.
+        with cli.make_context("interceptor", args or ["--help"]) as context:
+            return int(cli.invoke(context))
+    except click.exceptions.Exit as done:
+        return done.exit_code
     except click.ClickException as error:
-        context = getattr(error, "ctx", None)  # only a UsageError has one
-        where = context.command_path if context is not None else "interceptor"
+        used = error.ctx if isinstance(error, click.UsageError) else None
+        where = used.command_path if used is not None else "interceptor"
         return _report(args, "UsageError", f"{error.format_message()} (`{where} --help` shows what there is)", error.exit_code)
     except InterceptorError as error:
         return _report(args, type(error).__name__, str(error), error.exit_code, error)

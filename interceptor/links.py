@@ -5,9 +5,11 @@ Works in the network namespace of the calling thread. pyroute2 would do it too, 
 
 from __future__ import annotations
 
+import fcntl
 import ipaddress
 import socket
 import struct
+import time
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -27,7 +29,9 @@ IFLA_IFNAME, IFLA_LINKINFO, IFLA_NET_NS_FD = 3, 18, 28
 IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER = 1, 2, 1
 IFA_ADDRESS, IFA_LOCAL = 1, 2
 IFA_F_NODAD = 0x02  # an address that waits a second for its duplicate cannot be used at once
-IFF_UP, IFF_NOARP = 0x1, 0x80
+IFF_UP, IFF_RUNNING, IFF_NOARP = 0x1, 0x40, 0x80
+SIOCGIFFLAGS = 0x8913  # linux/sockios.h
+RUNNING_S = 5.0
 
 NEW = netlink.NLM_F_CREATE | netlink.NLM_F_EXCL
 LINK = struct.Struct("=BxHiII")  # struct ifinfomsg
@@ -56,6 +60,20 @@ def add_veth_pair(one: End, other: End) -> None:
 def set_up(name: str) -> None:
     """`ip link set NAME up`."""
     _change(RTM_NEWLINK, 0, LINK.pack(0, 0, _index(name), IFF_UP, IFF_UP), f"setting {name} up")
+
+
+def wait_until_running(name: str) -> None:
+    """Return once the kernel has noticed that both ends of the pair are up. Raises BackendError after RUNNING_S.
+
+    It notices up to a second late (net/core/link_watch.c); until then IPv6 answers no neighbour, and a first packet is lost.
+    """
+    request = struct.pack("16sH22x", name.encode(), 0)  # struct ifreq
+    deadline = time.monotonic() + RUNNING_S
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        while not struct.unpack_from("16sH", fcntl.ioctl(asking, SIOCGIFFLAGS, request))[1] & IFF_RUNNING:
+            if time.monotonic() > deadline:
+                raise BackendError(f"{name} is up and still has no carrier after {RUNNING_S:g} s")
+            time.sleep(0.002)
 
 
 def set_up_without_arp(name: str) -> None:

@@ -16,5 +16,5 @@ _COMMON = settings(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.register_profile("fast", _COMMON, max_examples=40)
-settings.register_profile("deep", _COMMON, max_examples=5000)
+settings.register_profile("deep", _COMMON, max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))

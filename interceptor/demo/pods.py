@@ -72,6 +72,9 @@ def connect(one: Pod, other: Pod) -> None:
             links.add_address(INTERFACE, pod.v4)
             links.add_address(INTERFACE, pod.v6)
             links.set_up(INTERFACE)
+    for pod in (one, other):
+        with netns.entered(pod.path):
+            links.wait_until_running(INTERFACE)
 
 
 def _prepare_directory() -> None:

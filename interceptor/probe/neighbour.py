@@ -7,18 +7,18 @@ networks, so no route of the namespace is touched.
 from __future__ import annotations
 
 import ctypes
+import ipaddress
 import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from interceptor import netns
+from interceptor import links, netns
+from interceptor.errors import InterceptorError
 from interceptor.probe.paths import BESIDE, HERE, INTERFACE
 from interceptor.values import Address, Family
 
 PREFIX = {Family.V4: 30, Family.V6: 126}
-IFA_F_NODAD = 0x02  # linux/if_addr.h: usable at once
 FAR_INTERFACE = "itcprobe1"
 
 
@@ -73,23 +73,23 @@ def _hold_namespace(ready: int, stop: int) -> None:
 
 def _connect(child: int, families: tuple[Family, ...]) -> str | None:
     """Lay the pair, address and raise both ends; the reason when that fails."""
-    from pyroute2 import IPRoute  # 200 ms: a probe may take them
-    from pyroute2.netlink.exceptions import NetlinkError
-
+    there = f"/proc/{child}/ns/net"
+    namespace = os.open(there, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        with IPRoute() as here:
-            here.link("add", ifname=INTERFACE, kind="veth", peer={"ifname": FAR_INTERFACE, "net_ns_pid": child})
-            _raise(here, INTERFACE, [HERE[family] for family in families])
-        with netns.entered(f"/proc/{child}/ns/net"), IPRoute() as there:
-            _raise(there, FAR_INTERFACE, [BESIDE[family] for family in families])
-    except (NetlinkError, OSError) as error:
+        links.add_veth_pair(links.End(INTERFACE), links.End(FAR_INTERFACE, namespace))
+        _raise(INTERFACE, [HERE[family] for family in families])
+        with netns.entered(there):
+            _raise(FAR_INTERFACE, [BESIDE[family] for family in families])
+            links.wait_until_running(FAR_INTERFACE)
+        links.wait_until_running(INTERFACE)
+    except InterceptorError as error:
         return f"making a neighbour: {error}"
+    finally:
+        os.close(namespace)
     return None
 
 
-def _raise(route: object, interface: str, addresses: list[Address]) -> None:
-    index = socket.if_nametoindex(interface)
+def _raise(interface: str, addresses: list[Address]) -> None:
     for address in addresses:
-        flags = {"flags": IFA_F_NODAD} if address.version == 6 else {}
-        route.addr("add", index=index, address=str(address), prefixlen=PREFIX[Family.of(address)], **flags)  # type: ignore[attr-defined]
-    route.link("set", index=index, state="up")  # type: ignore[attr-defined]
+        links.add_address(interface, ipaddress.ip_interface(f"{address}/{PREFIX[Family.of(address)]}"))
+    links.set_up(interface)

@@ -27,6 +27,7 @@ def abort(loop: Loop, sock: socket.socket) -> None:
 def abort_after_delivery(loop: Loop, sock: socket.socket) -> None:
     """Close with RST, once the peer has what was written before, or GRACE_S has passed."""
     loop.unwatch(sock.fileno())
+    reset_on_close(sock)  # now already: should the proxy end meanwhile, that is how the kernel closes it
     _abort_when_delivered(loop, sock, GRACE_S)
 
 

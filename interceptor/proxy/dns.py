@@ -63,6 +63,11 @@ class DnsForwarder:
         self._waiting: dict[Query, Scheduled] = {}
         runtime.loop.watch(bound.sock.fileno(), EPOLLIN, self._ready)
 
+    def close(self) -> None:
+        """Wait for no answer any more."""
+        for query in list(self._waiting):
+            self._end(query, 0, "drained", None)
+
     def _ready(self, _events: int) -> None:
         for _ in range(BATCH):
             try:

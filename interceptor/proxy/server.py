@@ -54,8 +54,9 @@ class Proxy:
         self._listeners = listeners
         self._settings = settings
         self._runtime = Runtime(settings, self._loop, listeners[0].view, CopyRelay(self._loop), open_socket, on_flow)
+        self._own_ports = settings.own_ports | {bound.listener.port for bound in listeners}
         self._connections: set[Connection] = set()
-        self._udp: list[UdpRelay] = []
+        self._datagrams: list[UdpRelay | DnsForwarder] = []
         self._draining = False
         self._closed = threading.Event()
         self._resolver = parse_resolver(settings.resolvers[0]) if settings.resolvers else None
@@ -92,9 +93,9 @@ class Proxy:
             self._loop.watch(bound.sock.fileno(), EPOLLIN, lambda _events: self._accept(bound))
         elif bound.listener.direction == "dns":
             if self._resolver is not None:
-                DnsForwarder(self._runtime, bound, self._resolver)
+                self._datagrams.append(DnsForwarder(self._runtime, bound, self._resolver))
         else:
-            self._udp.append(UdpRelay(self._runtime, bound))
+            self._datagrams.append(UdpRelay(self._runtime, bound))
 
     def _accept(self, bound: BoundListener) -> None:
         for _ in range(ACCEPT_BATCH):
@@ -124,7 +125,7 @@ class Proxy:
         destination: Address | None = None
         try:
             destination = original_dst(sock, bound.listener.mode)
-            refuse_loop(destination, self._settings.own_ports | {bound.listener.port}, bound.view.netlink.is_local)
+            refuse_loop(destination, self._own_ports, bound.view.netlink.is_local)
         except NoOriginalDst as error:
             self._refuse(bound, sock, client, destination, error.reason, str(error))
             return
@@ -192,8 +193,8 @@ class Proxy:
 
     def _close(self) -> None:
         self._closed.set()
-        for relay in self._udp:
-            relay.close()
+        for each in self._datagrams:
+            each.close()
         for bound in self._listeners:
             bound.close()
         self._runtime.view.close()

@@ -41,6 +41,7 @@ class Server:
     pod: Pod
     uid: int
     transparent: bool = False  # may get what TPROXY brings, and answer UDP from foreign addresses
+    resets: bool = False  # answers each connection with RST, as a server that dies does
 
 
 class Servers:
@@ -106,6 +107,10 @@ class Servers:
                 connection, peer = listener.accept()
             connection.setblocking(False)
             self.seen[server.name] += 1
+            if server.resets:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("=ii", 1, 0))
+                connection.close()
+                return
             try:
                 connection.send(_line(server, name_of(connection.getsockname()), name_of(peer), _original_dst(connection)))
             except OSError:

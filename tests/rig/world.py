@@ -21,6 +21,8 @@ from tests.rig.sockets import join
 # What far and the application listen on, TCP and UDP. 15008 is the tunnel port.
 PORTS = (53, 80, 443, 6000, 6050, 8080, 9000, 9090, 15008, 20000)
 OUTBOUND, INBOUND, DNS = 15001, 15006, 15053
+SECOND_OUTBOUND = 15101  # another configuration's outbound port
+RESETTING = 7000  # on far: resets each connection
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,13 +108,14 @@ def world() -> Iterator[World]:
     with pods(3) as (pod, far, guest), serving() as servers:
         _connect(pod, far, guest)
         servers.listen(Server("far", far, uid=0), *PORTS, OUTBOUND, INBOUND, DNS)
+        servers.listen(Server("resetting", far, uid=0, resets=True), RESETTING, protos=("tcp",))
         servers.listen(Server("app", pod, uid=APP_UID), *PORTS)
         _listen_as_proxy(servers, pod)
         yield World(pod, far, guest, servers)
 
 
 def _listen_as_proxy(servers: Servers, pod: Pod) -> None:
-    servers.listen(Server("outbound", pod, PROXY_UID, transparent=True), OUTBOUND)
+    servers.listen(Server("outbound", pod, PROXY_UID, transparent=True), OUTBOUND, SECOND_OUTBOUND)
     servers.listen(Server("inbound", pod, PROXY_UID, transparent=True), INBOUND)
     servers.listen(Server("dns", pod, PROXY_UID), DNS)
 

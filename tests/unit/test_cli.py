@@ -43,6 +43,10 @@ def test_help_lists_all_commands_in_the_order_of_use(capsys: Capture) -> None:
     assert [word for word in words if word in COMMANDS] == list(COMMANDS)
 
 
+def test_without_a_command_the_help_is_shown(capsys: Capture) -> None:
+    assert printed(capsys) == printed(capsys, "--help")
+
+
 def test_version_names_the_program(capsys: Capture) -> None:
     assert printed(capsys, "--version").startswith("interceptor 0.")
 
@@ -81,7 +85,7 @@ def test_config_shows_value_and_origin(capsys: Capture) -> None:
 
 def test_config_reads_standard_input() -> None:
     run = subprocess.run(
-        (*INTERCEPTOR, "config", "--json", "--config", "-"), input="udp: tproxy", capture_output=True, text=True
+        (*INTERCEPTOR, "config", "--json", "--config", "-"), input="udp: tproxy", capture_output=True, text=True, check=True
     )
 
     assert json.loads(run.stdout)["udp"] == {"value": "tproxy", "origin": "file standard input"}
@@ -89,7 +93,7 @@ def test_config_reads_standard_input() -> None:
 
 def test_config_reads_the_environment() -> None:
     environment = os.environ | {"INTERCEPTOR_UDP": "tproxy"}
-    run = subprocess.run((*INTERCEPTOR, "config", "--json"), env=environment, capture_output=True, text=True)
+    run = subprocess.run((*INTERCEPTOR, "config", "--json"), env=environment, capture_output=True, text=True, check=True)
 
     assert json.loads(run.stdout)["udp"]["origin"] == "environment INTERCEPTOR_UDP"
 

@@ -13,9 +13,10 @@ from interceptor.render import nft
 from interceptor.values import MAX_MARK, Family, IdRange, Mark, PortRange, Proto
 
 BOTH = (Family.V4, Family.V6)
+RETURN = Return()
 
 
-def lines(match: Match, verdict: Verdict = Return(), families: tuple[Family, ...] = BOTH) -> list[str]:
+def lines(match: Match, verdict: Verdict = RETURN, families: tuple[Family, ...] = BOTH) -> list[str]:
     rule = Rule(match, verdict, "w", "--o")
     return [line.removesuffix(' comment "w"').replace("counter ", "") for line in nft.statements(Table.MANGLE, rule, families)]
 

@@ -1,0 +1,163 @@
+"""Enable, enable again, enable otherwise under traffic, disable: what changes and what must not."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from interceptor import capture
+from tests.rig.capturing import capturing, enable, options
+from tests.rig.client import ANSWER_S, LOST, LOST_S, Answer, Question, ask, ask_all, connected, wait_until
+from tests.rig.foreign import COUNTED, DROPPED, add_foreign_rules
+from tests.rig.kernel import handles, snapshot
+from tests.rig.world import NETS, SECOND_OUTBOUND, Net, World, world
+
+CONFIGS = [
+    pytest.param({}, id="default"),
+    pytest.param({"dns": "all", "exclude_outbound_ports": "1-1000,2000", "exclude_uids": "5"}, id="dns"),
+    pytest.param({"inbound": "tproxy", "outbound": "tproxy", "udp": "tproxy", "dns": "all"}, id="tproxy"),
+    pytest.param({"original_source": "true", "virtual_interfaces": "virt0", "drop_invalid": "true"}, id="original-source"),
+    pytest.param({"ip_family": "v4", "log_rules": "true"}, id="v4-only"),
+]
+TPROXY = {"inbound": "tproxy", "outbound": "tproxy", "udp": "tproxy"}
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[World]:
+    """A network with someone else's rules in the pod."""
+    with world() as built:
+        add_foreign_rules(built.pod)
+        for net in NETS.values():
+            ask(built.pod, net.at("server", COUNTED))
+        yield built
+
+
+@pytest.mark.parametrize("texts", CONFIGS)
+def test_disable_leaves_everything_as_it_was(texts: dict[str, str], host: World, backend: str) -> None:
+    before = snapshot(host.pod)
+    with capturing(host.pod, backend=backend, **texts):
+        assert snapshot(host.pod) != before
+    assert snapshot(host.pod) == before
+    assert not capture.disable(netns=host.pod.name).changed
+
+
+@pytest.mark.parametrize("texts", CONFIGS)
+def test_enable_again_touches_nothing(texts: dict[str, str], host: World, backend: str) -> None:
+    config = options(backend=backend, **texts)
+    with capturing(host.pod, backend=backend, **texts) as report:
+        assert report.changed
+        ask(host.pod, NETS["v4"].at("server"))
+        before = handles(host.pod)
+        assert not capture.enable(config, netns=host.pod.name).changed
+        assert handles(host.pod) == before
+        assert capture.check(config, netns=host.pod.name).differences == ()
+
+
+def test_enable_otherwise_is_as_if_it_were_the_first(host: World, backend: str) -> None:
+    for first, second in itertools.permutations(CONFIGS[:3], 2):
+        texts = dict(second.values[0])  # type: ignore[call-overload]
+        with capturing(host.pod, backend=backend, **dict(first.values[0])):  # type: ignore[call-overload]
+            assert enable(host.pod, backend=backend, **texts).changed
+            assert capture.check(options(backend=backend, **texts), netns=host.pod.name).differences == ()
+
+
+def test_another_backends_rules_are_removed(host: World, backend: str) -> None:
+    before = snapshot(host.pod)
+    for other in ("nft", "iptables-nft", "iptables-legacy"):
+        if other == backend or (other, backend) == ("iptables-legacy", "libiptc"):
+            continue
+        with capturing(host.pod, backend=other):
+            report = enable(host.pod, backend=backend)
+            assert (report.changed, report.removed) == (True, (other,))
+            assert capture.check(options(backend=backend), netns=host.pod.name).differences == ()
+    assert snapshot(host.pod) == before
+
+
+def test_foreign_rules_still_work(host: World, net: Net, backend: str) -> None:
+    with capturing(host.pod, backend=backend, exclude_outbound_ports=f"{COUNTED},{DROPPED}"):
+        before = snapshot(host.pod)
+        assert ask(host.pod, net.at("server", DROPPED), timeout_s=LOST_S) == LOST
+        assert ask(host.pod, net.at("server", COUNTED)) == Answer("far", net.at("server", COUNTED))
+        after = snapshot(host.pod)
+    assert _counted(after, net) > _counted(before, net)
+    assert ask(host.pod, net.at("server", DROPPED), timeout_s=LOST_S) == LOST
+
+
+def _counted(found: dict[str, str], net: Net) -> list[int]:
+    programs = [program for program in found if program.startswith("iptables" if net.family == "v4" else "ip6tables")]
+    text = "\n".join(found[program] for program in ("nft -a list ruleset", *programs))
+    return [int(number) for number in re.findall(r"^\[(\d+):\d+\] .*comment foreign|packets (\d+) .*\"foreign\"", text) for number in number if number]
+
+
+@contextmanager
+def traffic(questions: list[Question]) -> Iterator[Counter[Answer]]:
+    """Connections all the time, one after the other; how each ended. At least 20 before the block and 20 after it."""
+    ended: Counter[Answer] = Counter()
+    stop = threading.Event()
+
+    def run() -> None:
+        for question in itertools.cycle(questions):
+            if stop.is_set():
+                return
+            ended[ask_all([question])[0]] += 1
+
+    thread = threading.Thread(target=run, name="traffic")
+    thread.start()
+    try:
+        wait_until(lambda: ended.total() > 20, "traffic flows")
+        yield ended
+        reached = ended.total() + 20
+        wait_until(lambda: ended.total() > reached, "traffic still flows", ANSWER_S * 2)
+    finally:
+        stop.set()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        pytest.param([{"dns": "all", "exclude_outbound_ports": "1-70,9999"}, {"exclude_uids": "5-9"}], id="lists"),
+        pytest.param([{"outbound_port": str(SECOND_OUTBOUND)}], id="another-port"),
+        pytest.param([TPROXY], id="tproxy"),
+    ],
+)
+def test_reconfiguring_under_traffic_loses_and_leaks_nothing(
+    others: list[dict[str, str]], w: World, net: Net, backend: str
+) -> None:
+    questions = [Question(w.pod, net.at("server")), Question(w.far, net.at("pod"), uid=0)]
+    with (
+        capturing(w.pod, backend=backend),
+        connected(w.pod, net.at("server")) as (outgoing, _),
+        connected(w.far, net.at("pod"), uid=0) as (incoming, _),
+    ):
+        with traffic(questions) as ended:
+            for texts in (*others, {}):
+                assert enable(w.pod, backend=backend, **texts).changed
+        assert set(ended) == {Answer("outbound", net.at("server")), Answer("inbound", net.at("pod"))}
+        for sock in (outgoing, incoming):
+            sock.sendall(b"still there")
+            assert sock.recv(32) == b"still there"
+
+
+def test_changing_the_backend_under_traffic_loses_and_leaks_nothing(w: World, net: Net, backend: str) -> None:
+    questions = [Question(w.pod, net.at("server")), Question(w.far, net.at("pod"), uid=0)]
+    other = "iptables-nft" if backend == "nft" else "nft"
+    with capturing(w.pod, backend=other):
+        with traffic(questions) as ended:
+            for name in (backend, other):
+                assert enable(w.pod, backend=name).changed
+        assert set(ended) == {Answer("outbound", net.at("server")), Answer("inbound", net.at("pod"))}
+
+
+def test_a_refused_configuration_changes_nothing(w: World, backend: str) -> None:
+    with capturing(w.pod, backend=backend):
+        before = handles(w.pod)
+        with pytest.raises(Exception, match="cgroup"):
+            enable(w.pod, backend=backend, proxy_cgroup="no/such/cgroup")
+        assert handles(w.pod) == before
