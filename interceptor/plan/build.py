@@ -339,9 +339,10 @@ class _Builder:
     # --- families that are not captured --------------------------------------------------------------------------
 
     def _block_chains(self) -> Iterator[Chain]:
-        if not self.blocked:
-            return
         config = self.config
+        captures_nothing = config.outbound == "off" and config.inbound == "off" and not self.dns
+        if not self.blocked or captures_nothing:
+            return
         drop = self._sink(
             Table.MANGLE,
             "BLOCK",

@@ -171,13 +171,19 @@ def _conditions(match: Match, packet: Packet) -> Iterator[bool]:
     yield match.src_is_local in (None, packet.is_local(packet.src))
     yield match.dst_is_local in (None, packet.is_local(packet.dst))
     yield not match.dports or contains(match.dports, packet.dport)
-    yield not match.uids or (packet.uid is not None and contains(match.uids, packet.uid))
-    yield not match.gids or (packet.gid is not None and contains(match.gids, packet.gid))
+    yield _owned(match, packet)
     yield match.mark is None or match.mark.matches(packet.mark)
     yield match.connmark is None or match.connmark.matches(packet.connmark)
     yield match.cgroup is None or match.cgroup == packet.cgroup
     yield not match.invalid
     yield match.direction in (None, Direction.ORIGINAL)
+
+
+def _owned(match: Match, packet: Packet) -> bool:
+    # Users and groups are alternatives, as the renderers write them.
+    by_user = packet.uid is not None and contains(match.uids, packet.uid)
+    by_group = packet.gid is not None and contains(match.gids, packet.gid)
+    return by_user or by_group or not (match.uids or match.gids)
 
 
 def _within(networks: tuple[Network, ...], address: Address) -> bool:

@@ -44,6 +44,8 @@ class TableRules:
 
     chains: dict[str, list[str]] = field(default_factory=dict)
     jumps: dict[str, list[str]] = field(default_factory=dict)  # built-in chain -> our chains, in order
+    # Built-in chain -> how many rules of others stand before our first jump: they may take packets away from us.
+    behind: dict[str, int] = field(default_factory=dict, compare=False)
 
 
 def chain_name(chain: Chain) -> str:

@@ -59,6 +59,8 @@ def _add_rule(table: TableRules, line: str) -> None:
     match words(rule):
         case ["-j", target] if target.startswith(PREFIX):
             table.jumps.setdefault(chain, []).append(target)
+        case _ if chain not in table.jumps:
+            table.behind[chain] = table.behind.get(chain, 0) + 1
 
 
 def leftovers(text: str) -> Iterator[str]:
@@ -79,7 +81,9 @@ def observed(tables: Mapping[str, TableRules]) -> Iterator[tuple[str, tuple[str,
     """("nat/INTERCEPT_OUTPUT", its rules in normal form), and for a built-in chain our jumps."""
     for name, table in tables.items():
         for hook, targets in table.jumps.items():
-            yield f"{name}/{hook}", tuple(f"-j {target}" for target in targets)
+            others = table.behind.get(hook, 0)
+            first = (f"(behind {others} of others' rules)",) if others else ()
+            yield f"{name}/{hook}", (*first, *(f"-j {target}" for target in targets))
         for chain, rules in table.chains.items():
             yield f"{name}/{chain}", tuple(normalised(rule) for rule in rules)
 

@@ -124,7 +124,6 @@ def traffic(questions: list[Question]) -> Iterator[Counter[Answer]]:
     [
         pytest.param([{"dns": "all", "exclude_outbound_ports": "1-70,9999"}, {"exclude_uids": "5-9"}], id="lists"),
         pytest.param([{"outbound_port": str(SECOND_OUTBOUND)}], id="another-port"),
-        pytest.param([TPROXY], id="tproxy"),
     ],
 )
 def test_reconfiguring_under_traffic_loses_and_leaks_nothing(
@@ -143,6 +142,34 @@ def test_reconfiguring_under_traffic_loses_and_leaks_nothing(
         for sock in (outgoing, incoming):
             sock.sendall(b"still there")
             assert sock.recv(32) == b"still there"
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        pytest.param({}, TPROXY, id="redirect-to-tproxy"),
+        pytest.param({}, {"inbound": "tproxy"}, id="redirect-to-tproxy-in"),
+        pytest.param({"inbound": "tproxy"}, {}, id="tproxy-in-to-redirect"),
+        pytest.param(TPROXY, {**TPROXY, "dns": "all", "exclude_uids": "7"}, id="tproxy-to-tproxy"),
+        # Not tproxy to redirect outbound: open connections need the marks that only TPROXY's rules set.
+    ],
+)
+def test_changing_the_mechanism_keeps_open_connections(
+    first: dict[str, str], second: dict[str, str], w: World, net: Net, backend: str
+) -> None:
+    with (
+        capturing(w.pod, backend=backend, **first),
+        connected(w.pod, net.at("server")) as (outgoing, out),
+        connected(w.far, net.at("pod"), uid=0) as (incoming, into),
+    ):
+        assert (out.by, into.by) == ("outbound", "inbound")
+        questions = [Question(w.pod, net.at("server")), Question(w.far, net.at("pod"), uid=0)]
+        with traffic(questions) as ended:
+            enable(w.pod, backend=backend, **second)
+        for sock in (outgoing, incoming):
+            sock.sendall(b"still there")
+            assert sock.recv(32) == b"still there"
+        assert set(ended) == {Answer("outbound", net.at("server")), Answer("inbound", net.at("pod"))}
 
 
 def test_changing_the_backend_under_traffic_loses_and_leaks_nothing(w: World, net: Net, backend: str) -> None:

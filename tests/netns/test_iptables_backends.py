@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 from collections.abc import Iterator
+from typing import Literal
 
 import pytest
 
@@ -355,3 +356,18 @@ def spoil_timeout() -> None:
         cttimeout.ensure([Family.V4])
     finally:
         cttimeout.CLOSED_AT_ONCE.update(original)
+
+
+@pytest.mark.parametrize("variant", ["nft", "legacy"])
+def test_foreign_rule_before_our_jump_is_named_and_mended(variant: Literal["nft", "legacy"]) -> None:
+    """An ACCEPT in front of our jump lets everything past the proxy."""
+    backend, plan = IptablesBackend(variant), PLANS["default"]
+    backend.apply(plan)
+    run(f"iptables-{variant} -t nat -I OUTPUT 1 -p tcp -j ACCEPT")
+
+    found = compare(backend.expected(plan), backend.observe())
+    backend.apply(plan)
+
+    assert [str(difference) for difference in found] == ["extra: v4 nat/OUTPUT: (behind 1 of others' rules)"]
+    assert compare(backend.expected(plan), backend.observe()) == ()
+    assert "-A OUTPUT -p tcp -j ACCEPT" in run(f"iptables-{variant}-save -t nat")

@@ -49,10 +49,11 @@ table inet px {{
   chain in {{
     type filter hook prerouting priority -150;
     iifname "lo" meta mark 2 udp dport {{ 9000, 9001 }} tproxy to :{OUTBOUND} accept
-    iifname "lo" meta mark 2 tcp dport {APP_PORT} tproxy to :{OUTBOUND} accept
+    iifname "lo" meta mark 2 tcp dport 9002 tproxy to :{OUTBOUND} accept
     iifname "lo" return
     meta l4proto tcp socket transparent 1 meta mark set 1 accept
     tcp dport {{ {APP_PORT}, {OUTBOUND} }} tproxy to :{INBOUND} meta mark set 1 accept
+    udp dport {APP_PORT} tproxy to :{INBOUND} meta mark set 1 accept
   }}
   chain out {{
     type route hook output priority -150;
@@ -61,6 +62,7 @@ table inet px {{
     ct direction reply ct mark 1 meta mark set 1 return
     ct direction reply return
     udp dport {{ 9000, 9001 }} meta mark set 2
+    tcp dport 9002 meta mark set 2
   }}
 }}
 """

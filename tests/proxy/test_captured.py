@@ -242,6 +242,32 @@ def test_udp_is_relayed_and_replies_come_from_the_original_destination(tproxying
 
 
 @NETS
+def test_inbound_udp_reaches_the_application_from_the_passthrough_address(tproxying: Pods, net: dict[str, str]) -> None:
+    udp = [("inbound", "tproxy", INBOUND, family) for family in FAMILIES]
+    with (
+        proxy(tproxying.pod, **TPROXY, udp_listeners=udp) as running,
+        listen(tproxying.pod, net["pod"], APP_PORT, socket.SOCK_DGRAM) as server,
+        client(tproxying.far, net["pod"], APP_PORT, socket.SOCK_DGRAM) as near,
+    ):
+        near.send(PING)
+        question, peer = server.recvfrom(100)
+        assert (question, peer[0]) in ((PING, "127.0.0.6"), (PING, "::6"))
+        server.sendto(PONG, peer)
+        assert near.recv(100) == PONG
+        assert running.stop() == 0
+    assert [(flow["direction"], flow["reason"]) for flow in running.flows] == [("inbound", "drained")]
+
+
+@NETS
+def test_outbound_tproxy_reaches_the_original_destination(tproxying: Pods, net: dict[str, str]) -> None:
+    with proxy(tproxying.pod, **TPROXY) as running:
+        server = listen(tproxying.far, net["far"], 9002)
+        assert converse(client(tproxying.pod, net["far"], 9002), server) == net["pod"]
+        flow = running.flow()
+    assert (flow["direction"], flow["original_dst"], flow["uid"]) == ("outbound", text(net["far"], 9002), 0)
+
+
+@NETS
 def test_dns_queries_are_forwarded_and_answers_come_from_whom_was_asked(redirecting: Pods, net: dict[str, str]) -> None:
     resolver = listen(redirecting.far, net["far"], 5353, socket.SOCK_DGRAM)
     settings = {**REDIRECT, "dns_port": DNS, "resolvers": [text(net["far"], 5353)]}

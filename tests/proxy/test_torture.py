@@ -17,6 +17,27 @@ from tests.proxy.pods import OUTBOUND, PROXY_UID, REDIRECT_RULES, V4, V6, Pods, 
 pytestmark = [pytest.mark.netns, pytest.mark.torture]
 COUNT = 3000
 AT_ONCE = 64
+# Without this, a SYN from a port whose last connection was reset takes over that connection's conntrack entry, NAT or none
+# (docs/decisions/0002-conntrack-bypass.md): one in a hundred here goes around the proxy, or from the proxy to itself.
+SHORT_TIMEOUTS = """
+table inet px_short {
+  ct timeout short4 {
+    protocol tcp
+    l3proto ip
+    policy = { close : 0, fin_wait : 60 }
+  }
+  ct timeout short6 {
+    protocol tcp
+    l3proto ip6
+    policy = { close : 0, fin_wait : 60 }
+  }
+  chain out {
+    type filter hook output priority -151;
+    meta nfproto ipv4 meta l4proto tcp ct timeout set "short4"
+    meta nfproto ipv6 meta l4proto tcp ct timeout set "short6"
+  }
+}
+"""
 SEED = struct.Struct("!Q")
 LARGEST = 1 << 20
 
@@ -25,7 +46,7 @@ LARGEST = 1 << 20
 def world() -> Iterator[Pods]:
     """A pod whose outbound TCP is redirected."""
     with pods("torture") as made:
-        made.rules(REDIRECT_RULES)
+        made.rules(REDIRECT_RULES + SHORT_TIMEOUTS)
         yield made
 
 
@@ -150,10 +171,9 @@ def test_every_shape_of_connection_survives(world: Pods, net: dict[str, str]) ->
         assert (errors, failures) == ([], [])
         running.stop()
     assert running.counters["open"] == 0
-    extra = [flow for flow in running.flows if flow["uid"] == PROXY_UID]
-    print(extra)
-    assert running.counters["accepted"] == COUNT + len(extra)
-    assert sum(running.counters["ended"].values()) == COUNT + len(extra)
+    assert running.counters["accepted"] == COUNT
+    assert sum(running.counters["ended"].values()) == COUNT
+    assert [flow for flow in running.flows if flow["uid"] == PROXY_UID] == []
 
 
 def failure(play: Callable[[int], None], seed: int) -> str | None:

@@ -18,14 +18,16 @@ STATE = (
 )
 _VOLATILE = re.compile(r"^#.*\n|# handle \d+$| expires \d+sec", re.MULTILINE)
 _COUNTERS = re.compile(r"packets \d+ bytes \d+|\[\d+:\d+\]")
+_POLICY_COUNTERS = re.compile(r"^(:\w+ (?!- )\w+) \[\d+:\d+\]", re.MULTILINE)  # grow with any packet, even MLD
 
 
 def snapshot(pod: Pod) -> dict[str, str]:
-    """Everything that capture touches, with counters. Tables that hold no rule and no chain of anyone count as nothing."""
+    """Everything that capture touches, with the counters of rules. Tables that hold no rule and no chain of anyone count as nothing."""
     found = {" ".join(argv): _VOLATILE.sub("", pod.run(*argv)) for argv in STATE}
     for program in SAVES:
         # Listing a legacy table creates it; save reads /proc first and lists only what is there.
         text = _VOLATILE.sub("", pod.run(program, "-c"))
+        text = _POLICY_COUNTERS.sub(r"\1 [0:0]", text)
         found[program] = "".join(table for table in re.split(r"(?<=COMMIT\n)", text) if not _is_empty_table(table))
     found["nft -a list ruleset"] = "".join(
         block for block in re.split(r"(?<=^}\n)", found["nft -a list ruleset"], flags=re.MULTILINE) if not _is_empty_nft(block)

@@ -11,9 +11,9 @@ import pytest
 from interceptor.config import FIELD, Config, Names
 from interceptor.errors import Unsupported
 from interceptor.plan.build import build_plan
-from interceptor.plan.model import HostFacts
-from interceptor.plan.walk import Outcome, Packet, walk
-from interceptor.values import Family, Proto
+from interceptor.plan.model import HostFacts, Match
+from interceptor.plan.walk import Outcome, Packet, matches, walk
+from interceptor.values import Family, IdRange, Proto
 
 NAMES = Names(uid={}.__getitem__, gid={}.__getitem__)
 OWN, FAR, LO = (ipaddress.ip_address(text) for text in ("10.1.0.2", "192.0.2.9", "127.0.0.1"))
@@ -100,6 +100,13 @@ def test_packet_goes_to(packet: Packet, options: dict[str, str], port: int | Non
 
 def test_outbound_tproxy_captures_by_its_mechanism() -> None:
     assert walked(APP, outbound="tproxy").mechanism == "tproxy"
+
+
+@pytest.mark.parametrize(("uid", "gid", "expected"), [(1, 9, True), (9, 2, True), (9, 9, False), (None, None, False)])
+def test_users_and_groups_of_one_match_are_alternatives(uid: int | None, gid: int | None, expected: bool) -> None:
+    match = Match(uids=(IdRange(1, 1),), gids=(IdRange(2, 2),))
+
+    assert matches(match, replace(APP, uid=uid, gid=gid)) == expected
 
 
 def test_loopback_of_a_blocked_family_stays_direct() -> None:
