@@ -104,9 +104,9 @@ def _excludable(parse: Callable[[str], Any]) -> Callable[[str, Names], Any]:
 
 
 def _cgroup(text: str, _names: Names) -> str:
-    # It stands between quotes in nft text: no quote, no control character, no backslash.
-    path = text.strip("/")
-    if not path or not path.isprintable() or any(character in '"\\' for character in path) or ".." in path.split("/"):
+    # It stands between quotes in nft text: no quote, no control character, no backslash. nft counts its components.
+    path = text.strip("/ ")
+    if not path.isprintable() or any(character in '"\\' for character in path) or {"", ".", ".."} & set(path.split("/")):
         raise ValueError("a cgroup v2 path below /sys/fs/cgroup, like kubepods/pod1234")
     return path
 

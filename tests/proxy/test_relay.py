@@ -182,23 +182,33 @@ def test_a_receiver_that_does_not_read_stops_the_sender(bridge: Bridge, speaker:
 
 
 @pytest.mark.slow
-@BOTH_WAYS
-def test_a_slow_reader_gets_everything(bridge: Bridge, speaker: Side) -> None:
-    speaking, listening = ends(bridge, speaker)
-    content = random.Random(3).randbytes(16 * MIB)
+def test_two_slow_readers_get_everything(bridge: Bridge) -> None:
+    up, down = random.Random(3).randbytes(16 * MIB), random.Random(4).randbytes(16 * MIB)
     bridge.start()
+    got: dict[str, bytes] = {}
 
-    def send() -> None:
-        speaking.sendall(content)
-        speaking.close()
+    def send(sock: socket.socket, content: bytes) -> None:
+        sock.sendall(content)
+        sock.shutdown(socket.SHUT_WR)
 
-    sender = in_thread(send)
-    got = bytearray()
-    while chunk := listening.recv(100_000):
-        got += chunk
-        time.sleep(0.001)
-    assert bytes(got) == content
-    sender.join(DEADLINE_S)
+    def read_slowly(sock: socket.socket, name: str) -> None:
+        mine = bytearray()
+        while chunk := sock.recv(100_000):
+            mine += chunk
+            time.sleep(0.001)
+        got[name] = bytes(mine)
+
+    threads = [
+        in_thread(lambda: send(bridge.client, up)),
+        in_thread(lambda: send(bridge.server, down)),
+        in_thread(lambda: read_slowly(bridge.server, "server")),
+        in_thread(lambda: read_slowly(bridge.client, "client")),
+    ]
+    for thread in threads:
+        thread.join(60)
+    assert (got["server"] == up, got["client"] == down) == (True, True)
+    bridge.wait()
+    assert counts(bridge, Side.CLIENT) == (16 * MIB, 16 * MIB)
 
 
 @BOTH_WAYS
@@ -220,6 +230,36 @@ def test_a_peer_that_spoke_and_left_before_the_start_is_heard(bridge: Bridge, sp
     assert read_all(listening) == b"gone"
 
 
+@BOTH_WAYS
+def test_an_answer_before_a_reset_is_heard_although_the_question_cannot_be_delivered(bridge: Bridge, speaker: Side) -> None:
+    speaking, listening = ends(bridge, speaker)
+    speaking.sendall(b"question")
+    listening.sendall(b"too early an answer")
+    reset_on_close(listening)
+    listening.close()
+    bridge.start()
+    got = bytearray()
+    with pytest.raises(ConnectionResetError):
+        read_into(got, speaking)
+    assert bytes(got) == b"too early an answer"
+
+
+@BOTH_WAYS
+def test_a_reset_waits_for_a_receiver_that_is_about_to_read(bridge: Bridge, speaker: Side) -> None:
+    speaking, listening = ends(bridge, speaker)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 100_000)
+    bridge.start()
+    speaking.sendall(b"a" * 400_000)
+    wait_until(lambda: counts(bridge, speaker)[0] == 400_000)
+    reset_on_close(speaking)
+    speaking.close()
+    bridge.wait()
+    got = bytearray()
+    with pytest.raises(ConnectionResetError):
+        read_into(got, listening)
+    assert len(got) == 400_000
+
+
 def test_both_fins_at_once_close_in_order(bridge: Bridge) -> None:
     bridge.client.sendall(b"c")
     bridge.server.sendall(b"ss")
@@ -232,17 +272,17 @@ def test_both_fins_at_once_close_in_order(bridge: Bridge) -> None:
 
 @pytest.mark.slow
 @BOTH_WAYS
-def test_a_stuck_half_closed_flow_does_not_spin(bridge: Bridge, speaker: Side) -> None:
+def test_a_reset_behind_a_reader_that_does_not_read_does_not_spin(bridge: Bridge, speaker: Side) -> None:
     speaking, listening = ends(bridge, speaker)
     bridge.start()
-    # The listener has ended its stream; the speaker's last bytes wait for it, and the speaker hangs up.
-    listening.shutdown(socket.SHUT_WR)
-    assert read_all(speaking) == b""
     push_until_stuck(speaking)
+    reset_on_close(speaking)
     speaking.close()
     before = time.process_time()
     time.sleep(0.3)
     assert time.process_time() - before < 0.15
+    with pytest.raises(ConnectionResetError):
+        read_into(bytearray(), listening)
 
 
 def kernel_limit(name: str) -> int:

@@ -101,7 +101,14 @@ def test_our_ports_on_our_addresses_would_loop(ip: str) -> None:
 
 @pytest.mark.parametrize(("port", "own"), [(80, True), (15001, False)], ids=["other port", "other host"])
 def test_other_ports_and_other_hosts_do_not_loop(port: int, own: bool) -> None:
-    refuse_loop(Address(ip_address("10.0.0.1"), port), frozenset({15001}), lambda _ip: own)
+    asked: list[object] = []
+
+    def is_local(ip: object) -> bool:
+        asked.append(ip)
+        return own
+
+    refuse_loop(Address(ip_address("10.0.0.1"), port), frozenset({15001}), is_local)
+    assert bool(asked) is not own  # an address is looked up only for a port of ours
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """`python -m tests.rig.crashing POD STEP VERB [OPTION=TEXT ...]`: enable or disable, and die by SIGKILL at a step.
 
-A step is the moment before, or after, something is sent to the kernel: a program run, a netlink request, a sysctl or
-route change. Exits 0, after printing how many there were, when STEP is beyond the last.
+The steps are the moments before and after each change to the kernel: a program that writes, or a netlink request that
+does. Exits 0 when STEP is beyond the last.
 """
 
 from __future__ import annotations
@@ -14,28 +14,33 @@ from collections.abc import Callable
 from typing import Any
 
 from interceptor import capture
-from interceptor.backends import address, cttimeout, process, routes
+from interceptor.backends import netlink, process, routes
 from tests.rig.capturing import options
-
-CHANGES: tuple[tuple[Any, str], ...] = (
-    (process, "run"),
-    (cttimeout, "ensure"),
-    (cttimeout, "remove"),
-    (routes, "ensure"),
-    (address, "add_inbound_source"),
-    (address, "remove_inbound_source"),
-)
 
 
 def main(pod: str, step: int, verb: str, texts: dict[str, str]) -> int:
     moments = itertools.count()
 
-    def moment() -> None:
-        if next(moments) == step:
-            os.kill(os.getpid(), signal.SIGKILL)
+    def watched(function: Callable[..., Any], changes: Callable[..., bool]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            if not changes(*arguments, **named):
+                return function(*arguments, **named)
+            _die_at(step, moments)
+            try:
+                return function(*arguments, **named)
+            finally:
+                _die_at(step, moments)
 
-    for module, name in CHANGES:
-        setattr(module, name, _with_moments(getattr(module, name), moment))
+        return call
+
+    process.run = watched(process.run, _writes)
+    for module, name in (
+        (netlink, "request"),
+        (netlink, "transaction"),
+        (routes, "_change_rule"),
+        (routes, "_change_route"),
+    ):
+        setattr(module, name, watched(getattr(module, name), lambda *_, **__: True))
     if verb == "enable":
         capture.enable(options(**texts), netns=pod)
     else:
@@ -43,14 +48,13 @@ def main(pod: str, step: int, verb: str, texts: dict[str, str]) -> int:
     return 0
 
 
-def _with_moments(function: Callable[..., Any], moment: Callable[[], None]) -> Callable[..., Any]:
-    def wrapped(*arguments: Any, **named: Any) -> Any:
-        moment()
-        result = function(*arguments, **named)
-        moment()
-        return result
+def _writes(argv: list[str], *, stdin: str = "", **_: Any) -> bool:
+    return not (argv[0].endswith("-save") or "list" in argv or '"verb": "save"' in stdin)
 
-    return wrapped
+
+def _die_at(step: int, moments: Any) -> None:
+    if next(moments) == step:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":

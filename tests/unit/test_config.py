@@ -134,8 +134,8 @@ def test_cgroup_path_is_taken_without_its_slashes() -> None:
     assert FIELD["proxy_cgroup"].kind.parse("/kubepods/pod1/", NAMES) == "kubepods/pod1"
 
 
-@pytest.mark.parametrize("text", ['a"b', "a\\b", "../x", "a\nb", "/"])
-def test_cgroup_path_that_could_break_out_of_nft_text_is_refused(text: str) -> None:
+@pytest.mark.parametrize("text", ['a"b', "a\\b", "../x", "a\nb", "/", " /", "a//b", "a/./b"])
+def test_cgroup_path_that_is_none_or_could_break_out_of_nft_text_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="cgroup v2 path"):
         FIELD["proxy_cgroup"].kind.parse(text, NAMES)
 

@@ -1,0 +1,112 @@
+"""kill -9 at every change that enable and disable make: nothing that was captured leaks, and the next verb mends it.
+
+On nft, moreover, the rules are the old ones or the new ones.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from interceptor import capture
+from interceptor.backends.nft import NftBackend
+from interceptor.netns import entered
+from tests.rig.capturing import capturing, enable, options
+from tests.rig.client import Answer, Question, ask_all
+from tests.rig.kernel import snapshot
+from tests.rig.world import NETS, World
+
+OLD = {"exclude_outbound_ports": "1-70,9999", "dns": "all"}
+NEW = {"inbound": "tproxy", "exclude_uids": "5-9", "udp": "tproxy"}
+MOST_STEPS = 120
+REPOSITORY = Path(__file__).parents[2]
+
+
+def crashes(w: World, verb: str, texts: dict[str, str]) -> Iterator[int]:
+    """Kill a process that does `verb` at step 0, 1 ...; ends with the step that is beyond its last change."""
+    arguments = [f"{name}={text}" for name, text in texts.items()]
+    for step in range(MOST_STEPS):
+        argv = [sys.executable, "-m", "tests.rig.crashing", w.pod.name, str(step), verb, *arguments]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60, cwd=REPOSITORY)
+        if done.returncode == 0:
+            assert step > 0, f"{verb} changed nothing"
+            return
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        yield step
+    pytest.fail(f"{verb} has more than {MOST_STEPS} steps")
+
+
+def answers(w: World) -> list[Answer]:
+    """Who answers the application and a client, by v4 and v6."""
+    return ask_all([question for net in NETS.values() for question in (Question(w.pod, net.at("server")), Question(w.far, net.at("pod"), uid=0))])
+
+
+CAPTURED = [answer for net in NETS.values() for answer in (Answer("outbound", net.at("server")), Answer("inbound", net.at("pod")))]
+
+
+def test_reconfiguring(w: World, backend: str) -> None:
+    old, new = {"backend": backend, **OLD}, {"backend": backend, **NEW}
+    for step in crashes_from(w, old, "enable", new):
+        assert answers(w) == CAPTURED, f"step {step}"
+        if backend == "nft":
+            assert nft_holds(w, OLD) or nft_holds(w, NEW), f"step {step}"
+        assert_mended(w, new if step % 2 else old)
+
+
+def test_enabling_the_first_time(w: World, backend: str) -> None:
+    before = snapshot(w.pod)
+    new = {"backend": backend, **NEW}
+    for step in crashes(w, "enable", new):
+        if backend == "nft":
+            assert nft_holds(w, None) or nft_holds(w, NEW), f"step {step}"
+        if step % 2:
+            assert_mended(w, new)
+        capture.disable(netns=w.pod.name)
+        assert snapshot(w.pod) == before, f"step {step}"
+    capture.disable(netns=w.pod.name)
+
+
+def test_disabling(w: World, backend: str) -> None:
+    before = snapshot(w.pod)
+    old = {"backend": backend, **NEW}
+    for step in crashes_from(w, old, "disable", {}):
+        if backend == "nft":
+            assert nft_holds(w, None) or nft_holds(w, NEW), f"step {step}"
+        capture.disable(netns=w.pod.name)
+        assert snapshot(w.pod) == before, f"step {step}"
+
+
+def test_changing_the_backend(w: World, backend: str) -> None:
+    old, new = {"backend": "iptables-nft" if backend == "nft" else "nft", **OLD}, {"backend": backend, **OLD}
+    for step in crashes_from(w, old, "enable", new):
+        assert answers(w) == CAPTURED, f"step {step}"
+        assert_mended(w, new if step % 2 else old)
+
+
+def crashes_from(w: World, old: dict[str, str], verb: str, texts: dict[str, str]) -> Iterator[int]:
+    """As crashes(), each time from the state that `old` asks for."""
+    with capturing(w.pod, **old):
+        for step in crashes(w, verb, texts):
+            yield step
+            enable(w.pod, **old)
+
+
+def nft_holds(w: World, texts: dict[str, str] | None) -> bool:
+    """Whether our nft table is exactly the plan's; None: is not there."""
+    with entered(w.pod.path):
+        found = NftBackend().observe()
+    if texts is None:
+        return not found.chains
+    plan = capture.prepare(options(backend="nft", **texts), netns=w.pod.name).plan
+    return found == NftBackend().expected(plan)
+
+
+def assert_mended(w: World, texts: dict[str, str]) -> None:
+    """The next enable brings everything to what it asks for."""
+    enable(w.pod, **texts)
+    assert capture.check(options(**texts), netns=w.pod.name).differences == ()
