@@ -18,3 +18,11 @@ _COMMON = settings(
 settings.register_profile("fast", _COMMON, max_examples=40)
 settings.register_profile("deep", _COMMON, max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """In CI a skip is no pass: there everything can run, so a skipped test is one that stopped testing."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("CI") and reporter is not None and reporter.stats.get("skipped"):
+        reporter.write_line("skipped tests fail in CI", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
