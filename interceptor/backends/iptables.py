@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 from interceptor.backends import builtin_chains, cttimeout, process
 from interceptor.backends.base import Observed, compare
 from interceptor.errors import BackendError, InterceptorError
-from interceptor.plan.model import CLOSED_AT_ONCE, TIMEOUT_NAMES, Plan
+from interceptor.plan.model import TIMEOUTS, Plan, timeout_name
 from interceptor.render import iptables, iptables_save
 from interceptor.render.iptables import TableRules
 from interceptor.render.iptables_switch import same, switch
@@ -119,7 +119,7 @@ class IptablesBackend:
     def _finish(self, tables: Mapping[Family, Tables]) -> None:
         """Once the rules stand: take away what only the old ones needed."""
         users = _users_of_timeouts(tables)
-        cttimeout.remove(family for family in Family if family not in users)
+        cttimeout.remove(policy for policy in cttimeout.every() if policy not in users)
         for family in tables:
             self._tool.tidy(family)
 
@@ -183,7 +183,7 @@ class IptablesBackend:
 def _observed(held: Mapping[Family, _Held]) -> Observed:
     users = _users_of_timeouts({family: found.tables for family, found in held.items()})
     right = cttimeout.present() if users else ()
-    return Observed({**_rules(held), **_timeouts(family for family in users if family in right)})
+    return Observed({**_rules(held), **_timeouts(policy for policy in users if policy in right)})
 
 
 def _rules(held: Mapping[Family, _Held]) -> dict[str, tuple[str, ...]]:
@@ -194,10 +194,18 @@ def _rules(held: Mapping[Family, _Held]) -> dict[str, tuple[str, ...]]:
     return chains
 
 
-def _timeouts(families: Iterable[Family]) -> dict[str, tuple[str, ...]]:
-    values = tuple(f"{state} {seconds}" for state, seconds in CLOSED_AT_ONCE.items())
-    return {f"{family.value} conntrack timeout {TIMEOUT_NAMES[family]}": values for family in families}
+def _timeouts(policies: Iterable[cttimeout.Policy]) -> dict[str, tuple[str, ...]]:
+    return {
+        f"{family.value} conntrack timeout {timeout_name(policy, family)}": tuple(
+            f"{state} {seconds}" for state, seconds in TIMEOUTS[policy].items()
+        )
+        for policy, family in policies
+    }
 
 
-def _users_of_timeouts(tables: Mapping[Family, Tables]) -> list[Family]:
-    return [family for family, found in tables.items() if iptables_save.names_timeout(found, TIMEOUT_NAMES[family])]
+def _users_of_timeouts(tables: Mapping[Family, Tables]) -> list[cttimeout.Policy]:
+    return [
+        (policy, family)
+        for policy, family in cttimeout.every()
+        if family in tables and iptables_save.names_timeout(tables[family], timeout_name(policy, family))
+    ]

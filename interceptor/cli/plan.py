@@ -10,7 +10,7 @@ from interceptor import capture
 from interceptor.cli.options import ConfiguredCommand, common_options, config_options
 from interceptor.cli.output import print_json
 from interceptor.config import Config
-from interceptor.plan.model import CLOSED_AT_ONCE, TIMEOUT_NAMES, Plan
+from interceptor.plan.model import TIMEOUTS, Plan, timeout_name
 from interceptor.render import document, iptables, nft
 from interceptor.sources import Resolved
 from interceptor.values import Family
@@ -45,8 +45,12 @@ def _restore(plan: Plan, family: Family) -> str:
     text = iptables.restore(iptables.rules(plan, family), {})
     if not text:
         return ""
-    policy = ", ".join(f"{state} {seconds} s" for state, seconds in CLOSED_AT_ONCE.items())
-    timeouts = f"# conntrack timeout policy {TIMEOUT_NAMES[family]}: {policy}\n" if plan.has_timeouts else ""
+    timeouts = "".join(
+        f"# conntrack timeout policy {timeout_name(policy, family)}: "
+        + ", ".join(f"{state} {seconds} s" for state, seconds in TIMEOUTS[policy].items())
+        + "\n"
+        for policy in plan.timeout_policies
+    )
     return f"# IP{family.value}\n{timeouts}{text}"
 
 

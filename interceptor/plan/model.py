@@ -34,6 +34,13 @@ class Hook(Enum):
     OUTPUT = "OUTPUT"
 
 
+class TimeoutPolicy(Enum):
+    """Whose TIMEOUTS; the value begins the policy's name in the kernel."""
+
+    UNCAPTURED = "itu"  # because of who sends it, so that another's to the same destination may be captured
+    CAPTURED = "itc"  # or to be left alone whoever sends it
+
+
 class Direction(Enum):
     """Of a packet within its connection, as conntrack sees it."""
 
@@ -115,7 +122,9 @@ class Zone:
 
 @dataclass(frozen=True, slots=True)
 class ShortTimeouts:
-    """Give the new connection the timeouts of CLOSED_AT_ONCE, see there."""
+    """Give the new connection the timeouts of TIMEOUTS, see there."""
+
+    policy: TimeoutPolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,13 +155,20 @@ Verdict: TypeAlias = (
 # Verdicts after which the packet goes to no further rule of this chain.
 TERMINAL = (Return, Drop, Redirect, Tproxy, Goto)
 
-# Seconds, by conntrack state, of a connection that leaves this host uncaptured. conntrack keeps the entry of a connection
-# that the far end reset for 10 s; a captured application that reuses the source port within that time matches the entry
-# and goes around the proxy (NAT is decided once per entry). With 0 the entry is gone at once. 60 s in FIN_WAIT is
-# the kernel's own net.ipv4.tcp_fin_timeout, after which the port can be used again (conntrack's default is 120).
-# A conntrack zone by uid would do it for packets that have an owner, but a closed socket's last packets have none.
-CLOSED_AT_ONCE: dict[str, int] = {"fin_wait": 60, "close": 0}
-TIMEOUT_NAMES = {Family.V4: "itc4", Family.V6: "itc6"}  # the kernel gives iptables-save only four characters back
+# Seconds, by conntrack state, for TCP that leaves this namespace. conntrack keeps the entry of a connection that was reset
+# for 10 s, and a SYN from the same port reopens it with whatever NAT was decided then: after the proxy's own connection an
+# application goes around the proxy, after an application's the proxy is led back into itself. With 0 the entry is gone at once.
+# 60 s in FIN_WAIT is the kernel's own net.ipv4.tcp_fin_timeout, after which the port can be used again (conntrack: 120); not
+# for captured connections, which need their NAT as long as they live. docs/decisions/0002-conntrack-bypass.md.
+TIMEOUTS: dict[TimeoutPolicy, dict[str, int]] = {
+    TimeoutPolicy.UNCAPTURED: {"fin_wait": 60, "close": 0},
+    TimeoutPolicy.CAPTURED: {"close": 0},
+}
+
+
+def timeout_name(policy: TimeoutPolicy, family: Family) -> str:
+    """The policy's name in the kernel: four characters, as many as the kernel gives iptables-save back."""
+    return policy.value + family.value[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,9 +213,12 @@ class Plan:
     inbound_source_v6: bool = False  # ::6/128 on lo, the source of the proxy's inbound leg
 
     @property
-    def has_timeouts(self) -> bool:
-        """Whether some rule needs the CLOSED_AT_ONCE objects."""
-        return any(isinstance(rule.verdict, ShortTimeouts) for chain in self.chains for rule in chain.rules)
+    def timeout_policies(self) -> tuple[TimeoutPolicy, ...]:
+        """The conntrack timeout policies that some rule names."""
+        named = {
+            rule.verdict.policy for chain in self.chains for rule in chain.rules if isinstance(rule.verdict, ShortTimeouts)
+        }
+        return tuple(policy for policy in TimeoutPolicy if policy in named)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from interceptor.config import Config
-from interceptor.plan.model import Chain, Goto, Jump, Match, Return, Rule, ShortTimeouts, Table, Verdict, Zone
+from interceptor.plan.model import Chain, Goto, Jump, Match, Return, Rule, ShortTimeouts, Table, TimeoutPolicy, Zone
 from interceptor.values import Network, PortRange, Proto
 
 DNS_PORTS = (PortRange(53, 53),)
@@ -186,27 +186,28 @@ def zone_rules(config: Config) -> tuple[Rule, ...]:
 
 
 def timeout_chains(config: Config, name: str) -> Iterator[Chain]:
-    """TCP that leaves uncaptured because of its owner must leave no conntrack entry that another owner could reuse."""
-    short = ShortTimeouts()
-    why = "uncaptured: no conntrack entry may outlive it"
-    rules = [Rule(replace(match, proto=Proto.TCP), short, why, option) for match, option in identities(config)]
+    """TCP must leave no conntrack entry that the next connection from the same port could take over. See TIMEOUTS."""
+    tcp = Match(proto=Proto.TCP)
+    uncaptured, captured = Goto("UNCAPTURED"), Goto("CAPTURED")
+    why = "not captured, because of its owner"
+    rules = [Rule(replace(match, proto=Proto.TCP), uncaptured, why, option) for match, option in identities(config)]
     if config.exclude_uids:
-        rules.append(Rule(Match(proto=Proto.TCP, uids=config.exclude_uids), short, why, "--exclude-uids"))
+        rules.append(Rule(replace(tcp, uids=config.exclude_uids), uncaptured, why, "--exclude-uids"))
     if config.exclude_gids:
-        rules.append(Rule(Match(proto=Proto.TCP, gids=config.exclude_gids), short, why, "--exclude-gids"))
-    rules += [Rule(match, short, why, "--exclude-outbound-for-uids") for match in uid_rule_matches(config, (Proto.TCP,))]
-    owners = [(Match(uids=config.include_uids), "--include-uids")] if config.include_uids else []
-    owners += [(Match(gids=config.include_gids), "--include-gids")] if config.include_gids else []
+        rules.append(Rule(replace(tcp, gids=config.exclude_gids), uncaptured, why, "--exclude-gids"))
+    rules += [Rule(match, uncaptured, why, "--exclude-outbound-for-uids") for match in uid_rule_matches(config, (Proto.TCP,))]
+    owners = [(replace(tcp, uids=config.include_uids), "--include-uids")] if config.include_uids else []
+    owners += [(replace(tcp, gids=config.include_gids), "--include-gids")] if config.include_gids else []
     chain_name = name
-    for number, (match, option) in enumerate(owners):
-        last = number == len(owners) - 1
-        verdict: Verdict = Return() if last else Goto(f"{name}_2")
-        rules.append(Rule(match, verdict, "included: captured", option))
-        rules.append(Rule(Match(proto=Proto.TCP), short, why, option))
+    for number, (match, option) in enumerate(owners, start=2):
+        rules.append(Rule(match, Goto(f"{name}_{number}"), "included so far", option))
+        rules.append(Rule(tcp, uncaptured, why, option))
         yield Chain(Table.TIMEOUT, chain_name, tuple(rules))
-        rules, chain_name = [], f"{name}_2"
-    if not owners:
-        yield Chain(Table.TIMEOUT, name, tuple(rules))
+        rules, chain_name = [], f"{name}_{number}"
+    yield Chain(Table.TIMEOUT, chain_name, (*rules, Rule(tcp, captured, "captured, or left alone for everyone", "built in")))
+    for policy in TimeoutPolicy:
+        forget = Rule(tcp, ShortTimeouts(policy), "after a reset its conntrack entry goes at once", "--conntrack-timeouts")
+        yield Chain(Table.TIMEOUT, policy.name, (forget,))
 
 
 def self_call_rules(inbound_chain: str) -> tuple[Rule, ...]:

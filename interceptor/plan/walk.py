@@ -79,7 +79,12 @@ class Outcome:
     @property
     def deciding(self) -> Step | None:
         """The rule that decided; None when no rule of the plan was met."""
-        deciding = [step for step in self.steps if isinstance(step.rule.verdict, Return | Goto | Drop)]
+        # RAW and TIMEOUT say how conntrack sees the packet, not where it goes.
+        deciding = [
+            step
+            for step in self.steps
+            if isinstance(step.rule.verdict, Return | Goto | Drop) and step.chain.table in (Table.MANGLE, Table.NAT)
+        ]
         if self.fate == "direct":
             return deciding[-1] if deciding else None
         # The rule that sent the packet to where it was captured says more than the last one that let it pass before.

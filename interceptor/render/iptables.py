@@ -11,7 +11,6 @@ from itertools import product
 from typing import assert_never
 
 from interceptor.plan.model import (
-    TIMEOUT_NAMES,
     Chain,
     Drop,
     Goto,
@@ -29,6 +28,7 @@ from interceptor.plan.model import (
     Tproxy,
     Verdict,
     Zone,
+    timeout_name,
 )
 from interceptor.values import Family, PortRange, Proto
 
@@ -184,8 +184,8 @@ def _target(table: Table, verdict: Verdict, family: Family) -> str:
             return f"-j CONNMARK --set-xmark {mark.value:#x}/{mark.mask:#x}"
         case Zone(number):
             return f"-j CT --zone-orig {number}"
-        case ShortTimeouts():
-            return f"-j CT --timeout {TIMEOUT_NAMES[family]}"
+        case ShortTimeouts(policy):
+            return f"-j CT --timeout {timeout_name(policy, family)}"
         case Log(prefix):
             return f'-j LOG --log-prefix "{prefix}"'
         case Jump(chain):

@@ -9,8 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import assert_never
 
 from interceptor.plan.model import (
-    CLOSED_AT_ONCE,
-    TIMEOUT_NAMES,
+    TIMEOUTS,
     Chain,
     Drop,
     Goto,
@@ -29,6 +28,7 @@ from interceptor.plan.model import (
     Tproxy,
     Verdict,
     Zone,
+    timeout_name,
 )
 from interceptor.values import MAX_MARK, Family, IdRange, Mark, Network, PortRange
 
@@ -74,12 +74,13 @@ def _name(in_table: Table, name: str) -> str:
 
 
 def _timeouts(plan: Plan) -> Iterator[str]:
-    policy = ", ".join(f"{state} : {seconds}" for state, seconds in CLOSED_AT_ONCE.items())
-    for family in plan.families if plan.has_timeouts else ():
-        yield (
-            f"\tct timeout {TIMEOUT_NAMES[family]} {{\n\t\tprotocol tcp\n\t\tl3proto {L3[family]}\n"
-            f"\t\tpolicy = {{ {policy} }}\n\t}}\n"
-        )
+    for policy in plan.timeout_policies:
+        seconds = ", ".join(f"{state} : {value}" for state, value in TIMEOUTS[policy].items())
+        for family in plan.families:
+            yield (
+                f"\tct timeout {timeout_name(policy, family)} {{\n\t\tprotocol tcp\n\t\tl3proto {L3[family]}\n"
+                f"\t\tpolicy = {{ {seconds} }}\n\t}}\n"
+            )
 
 
 def _chain_block(chain: Chain, plan: Plan) -> str:
@@ -214,9 +215,9 @@ def _actions(in_table: Table, verdict: Verdict, family: Family | None) -> tuple[
             return (_mark_assignment("ct mark", mark),)
         case Zone(number):
             return (f"ct original zone set {number}",)
-        case ShortTimeouts():
+        case ShortTimeouts(policy):
             assert family is not None
-            return (f'ct timeout set "{TIMEOUT_NAMES[family]}"',)
+            return (f'ct timeout set "{timeout_name(policy, family)}"',)
         case Log(prefix):
             return (f'log prefix "{prefix}"',)
         case Jump(chain):

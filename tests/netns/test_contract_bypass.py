@@ -58,9 +58,7 @@ def test_the_proxys_reset_connection_is_no_way_around(mechanism: str, w: World, 
     ],
     ids=lambda texts: "+".join(texts),
 )
-def test_another_users_reset_connection_is_no_way_around(
-    texts: dict[str, str], w: World, net: Net, enabled: Capture
-) -> None:
+def test_another_users_reset_connection_is_no_way_around(texts: dict[str, str], w: World, net: Net, enabled: Capture) -> None:
     enabled(**texts)
     assert reuse_ports(w, net, LET_THROUGH) == [Answer("outbound", net.at("server", RESETTING))] * TRIES
 

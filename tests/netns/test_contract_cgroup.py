@@ -76,7 +76,7 @@ def test_proxy_by_cgroup(w: World, net: Net, cgroup: Path) -> None:
 
 
 def _enable_seeing_cgroups(pod: Pod, path: str) -> None:
-    mounted = f"mount --bind {CGROUPS[0]} /sys/fs/cgroup && exec \"$@\""
+    mounted = f'mount --bind {CGROUPS[0]} /sys/fs/cgroup && exec "$@"'
     argv = ["unshare", "--mount", "sh", "-c", mounted, "sh", sys.executable, "-c", textwrap.dedent(ENABLE), pod.name, path]
     done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=30)
     assert done.returncode == 0, done.stderr

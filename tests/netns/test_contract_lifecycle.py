@@ -92,7 +92,12 @@ def test_foreign_rules_still_work(host: World, net: Net, backend: str) -> None:
 def _counted(found: dict[str, str], net: Net) -> list[int]:
     programs = [program for program in found if program.startswith("iptables" if net.family == "v4" else "ip6tables")]
     text = "\n".join(found[program] for program in ("nft -a list ruleset", *programs))
-    return [int(number) for number in re.findall(r"^\[(\d+):\d+\] .*comment foreign|packets (\d+) .*\"foreign\"", text) for number in number if number]
+    return [
+        int(number)
+        for number in re.findall(r"^\[(\d+):\d+\] .*comment foreign|packets (\d+) .*\"foreign\"", text)
+        for number in number
+        if number
+    ]
 
 
 @contextmanager

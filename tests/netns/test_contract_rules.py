@@ -56,7 +56,10 @@ def test_uid_rule_names_protocol_ports_and_uids(proto: str, net: Net, enabled: C
 
 def test_excluded_port_beats_included_port(net: Net, enabled: Capture, app: Ask, client: Ask) -> None:
     enabled(
-        include_outbound_ports="80,8080", exclude_outbound_ports="8080", include_inbound_ports="80,8080", exclude_inbound_ports="8080"
+        include_outbound_ports="80,8080",
+        exclude_outbound_ports="8080",
+        include_inbound_ports="80,8080",
+        exclude_inbound_ports="8080",
     )
     assert app(net.at("server", 8080)) == Answer("far", net.at("server", 8080))
     assert app(net.at("server", 80)) == Answer("outbound", net.at("server", 80))
@@ -73,7 +76,10 @@ def test_excluded_cidr_beats_included_cidr(net: Net, enabled: Capture, app: Ask)
 
 def test_excluded_uid_beats_included_port_cidr_and_uid(net: Net, enabled: Capture, app: Ask) -> None:
     enabled(
-        include_uids="1000-2000", exclude_uids="1500", include_outbound_ports="80", include_outbound_cidrs="10.0.2.0/24,fd00:2::/64"
+        include_uids="1000-2000",
+        exclude_uids="1500",
+        include_outbound_ports="80",
+        include_outbound_cidrs="10.0.2.0/24,fd00:2::/64",
     )
     assert app(net.at("server"), uid=1500) == Answer("far", net.at("server"))
     assert app(net.at("server"), uid=1499) == Answer("outbound", net.at("server"))
@@ -108,7 +114,9 @@ def test_include_lists_together_mean_and(net: Net, enabled: Capture, app: Ask) -
         assert app(to, uid=uid, gid=gid) == Answer("far", to)
 
 
-@pytest.mark.parametrize("texts", [{}, {"inbound": "tproxy", "outbound": "tproxy", "udp": "tproxy"}], ids=["redirect", "tproxy"])
+@pytest.mark.parametrize(
+    "texts", [{}, {"inbound": "tproxy", "outbound": "tproxy", "udp": "tproxy"}], ids=["redirect", "tproxy"]
+)
 def test_excluded_interface_is_left_alone_both_ways(
     texts: dict[str, str], net: Net, enabled: Capture, app: Ask, client: Ask
 ) -> None:

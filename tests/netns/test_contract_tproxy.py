@@ -134,9 +134,7 @@ def test_a_tproxied_connection_carries_traffic_both_ways(w: World, net: Net, ena
 @contextmanager
 def proxy_dials(w: World, to: str, source: str) -> Iterator[socket.socket]:
     """The proxy's connection to the application, from the address of a client on the far side."""
-    with open_socket(
-        w.pod, socket.SOCK_STREAM, to, uid=PROXY_UID, gid=PROXY_UID, source=source, transparent=True
-    ) as sock:
+    with open_socket(w.pod, socket.SOCK_STREAM, to, uid=PROXY_UID, gid=PROXY_UID, source=source, transparent=True) as sock:
         sock.settimeout(ANSWER_S)
         sock.connect(split(to))
         yield sock
@@ -155,9 +153,7 @@ def test_the_application_sees_the_client(mechanism: str, w: World, net: Net, ena
 
 
 @pytest.mark.parametrize("mechanism", ["redirect", "tproxy"])
-def test_original_source_leaves_the_rest_as_it_was(
-    mechanism: str, net: Net, enabled: Capture, app: Ask, client: Ask
-) -> None:
+def test_original_source_leaves_the_rest_as_it_was(mechanism: str, net: Net, enabled: Capture, app: Ask, client: Ask) -> None:
     enabled(inbound=mechanism, original_source="true")
     assert client(net.at("pod")) == Answer("inbound", net.at("pod"))
     assert app(net.at("server")) == Answer("outbound", net.at("server"))
@@ -167,9 +163,7 @@ def test_original_source_leaves_the_rest_as_it_was(
 
 
 @pytest.mark.parametrize("mechanism", ["redirect", "tproxy"])
-def test_original_source_while_the_clients_own_connection_is_open(
-    mechanism: str, w: World, net: Net, enabled: Capture
-) -> None:
+def test_original_source_while_the_clients_own_connection_is_open(mechanism: str, w: World, net: Net, enabled: Capture) -> None:
     # One client address and port in two connections: client to proxy, and proxy to application.
     enabled(inbound=mechanism, original_source="true")
     source = net.at("other", next(PORTS))

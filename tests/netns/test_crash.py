@@ -43,10 +43,18 @@ def crashes(w: World, verb: str, texts: dict[str, str]) -> Iterator[int]:
 
 def answers(w: World) -> list[Answer]:
     """Who answers the application and a client, by v4 and v6."""
-    return ask_all([question for net in NETS.values() for question in (Question(w.pod, net.at("server")), Question(w.far, net.at("pod"), uid=0))])
+    return ask_all(
+        [
+            question
+            for net in NETS.values()
+            for question in (Question(w.pod, net.at("server")), Question(w.far, net.at("pod"), uid=0))
+        ]
+    )
 
 
-CAPTURED = [answer for net in NETS.values() for answer in (Answer("outbound", net.at("server")), Answer("inbound", net.at("pod")))]
+CAPTURED = [
+    answer for net in NETS.values() for answer in (Answer("outbound", net.at("server")), Answer("inbound", net.at("pod")))
+]
 
 
 def test_reconfiguring(w: World, backend: str) -> None:

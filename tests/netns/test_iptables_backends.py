@@ -21,7 +21,7 @@ from interceptor.backends.libiptc import Libiptc, LibiptcBackend
 from interceptor.config import Config, parse_cidrs, parse_ids, parse_ports, parse_uid_rules
 from interceptor.errors import BackendError
 from interceptor.plan.build import build_plan
-from interceptor.plan.model import HostFacts, Plan
+from interceptor.plan.model import HostFacts, Plan, TimeoutPolicy
 from interceptor.values import Family
 
 pytestmark = [pytest.mark.netns, pytest.mark.slow]
@@ -96,7 +96,7 @@ def snapshot(*, counters: bool = True) -> dict[str, list[str]]:
     return {
         command: list(without_empty_tables(run(command)) if "-save" in command else run(command).splitlines())
         for command in commands
-    } | {"conntrack timeouts": [family.value for family in cttimeout.present()]}
+    } | {"conntrack timeouts": [policy.value + family.value for policy, family in cttimeout.present()]}
 
 
 def without_empty_tables(text: str) -> Iterator[str]:
@@ -350,12 +350,12 @@ def leaked() -> int:
 
 
 def spoil_timeout() -> None:
-    original = dict(cttimeout.CLOSED_AT_ONCE)
-    cttimeout.CLOSED_AT_ONCE["close"] = 7
+    original = dict(cttimeout.TIMEOUTS[TimeoutPolicy.CAPTURED])
+    cttimeout.TIMEOUTS[TimeoutPolicy.CAPTURED]["close"] = 7
     try:
-        cttimeout.ensure([Family.V4])
+        cttimeout.ensure([(TimeoutPolicy.CAPTURED, Family.V4)])
     finally:
-        cttimeout.CLOSED_AT_ONCE.update(original)
+        cttimeout.TIMEOUTS[TimeoutPolicy.CAPTURED].update(original)
 
 
 @pytest.mark.parametrize("variant", ["nft", "legacy"])

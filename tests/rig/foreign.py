@@ -54,7 +54,9 @@ def add_mesh_rules(pod: Pod, backend: str, direct_uid: int) -> None:
     """Outbound capture as Istio, Linkerd and Kuma write it, reduced to its two decisions."""
     if backend == "nft":
         chain = f"type nat hook output priority -100; meta skuid {direct_uid} return; oifname lo return; "
-        pod.run("nft", "-f", "-", stdin=f"table inet mesh {{ chain out {{ {chain}tcp dport 1-65535 redirect to :{OUTBOUND}; }} }}")
+        pod.run(
+            "nft", "-f", "-", stdin=f"table inet mesh {{ chain out {{ {chain}tcp dport 1-65535 redirect to :{OUTBOUND}; }} }}"
+        )
     for program in RESTORES[backend]:
         owner, loopback = f"-m owner --uid-owner {direct_uid}", "-o lo"
         returns = "".join(f"-A OUTPUT {match} -j RETURN\n" for match in (owner, loopback))

@@ -6,7 +6,7 @@ import json
 
 from interceptor.config import Config
 from interceptor.plan.build import build_plan
-from interceptor.plan.model import Hook, HostFacts, Match, Redirect, Rule, SetConnmark, ShortTimeouts, Table
+from interceptor.plan.model import Hook, HostFacts, Match, Redirect, Rule, SetConnmark, ShortTimeouts, Table, TimeoutPolicy
 from interceptor.render import document
 from interceptor.values import IdRange, Mark, PortRange, Proto, parse_cidrs
 
@@ -38,7 +38,7 @@ def test_rule_shows_the_given_conditions_alone() -> None:
 
 def test_verdict_kinds_are_words_with_dashes() -> None:
     assert document.verdict(SetConnmark(Mark(1))) == {"kind": "set-connmark", "mark": "0x1"}
-    assert document.verdict(ShortTimeouts())["kind"] == "short-timeouts"
+    assert document.verdict(ShortTimeouts(TimeoutPolicy.CAPTURED))["kind"] == "short-timeouts"
 
 
 def test_whole_document_is_json() -> None:
