@@ -1,4 +1,4 @@
-"""No application goes around the proxy by the state of another connection (facts/perf.md, General traps).
+"""No application goes around the proxy by the state of another connection.
 
 A server resets a connection that was let through; within conntrack's 10 s an application connects to it from the same port.
 """

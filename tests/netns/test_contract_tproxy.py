@@ -51,7 +51,7 @@ def test_a_virtual_interfaces_address_and_port_are_kept(proto: str, w: World, ne
 
 @pytest.mark.parametrize("proto", ["tcp", "udp"])
 def test_one_source_port_serves_two_destinations(proto: str, w: World, net: Net, enabled: Capture) -> None:
-    # REDIRECT has to change the second connection's source port here (facts/istio.md 7a).
+    # REDIRECT has to change the second connection's source port here.
     enabled(**FULL)
     source = net.at("pod", next(PORTS))
     questions = [Question(w.pod, net.at(who), proto, source=source) for who in ("server", "other")]

@@ -1,4 +1,4 @@
-"""The invariants of DESIGN.md that `walk` can show, over sampled Configs, hosts and packets."""
+"""The invariants that `walk` can show, over sampled Configs, hosts and packets."""
 
 from __future__ import annotations
 

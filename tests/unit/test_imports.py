@@ -1,4 +1,4 @@
-"""What the fast commands import: every module here costs each init its time (STYLE.md, "weight at import")."""
+"""What the fast commands import: every module here costs each init its time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The decision table of DESIGN.md, packet by packet."""
+"""The decision table of docs/rules.md, packet by packet."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from interceptor.proxy.session import Eof, RelayFailed, Side
 from interceptor.sockets import pending_error
 
 # What one read takes, and so what a direction holds while its receiver is slow. 256 KiB is where a copy's cost per
-# byte stops falling (facts/perf.md); ztunnel's largest buffer is the same.
+# byte stops falling; ztunnel's largest buffer is the same.
 CHUNK_SIZE = 256 * 1024
 TROUBLE = EPOLLERR | EPOLLHUP
 
