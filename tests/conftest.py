@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import pytest
 from hypothesis import HealthCheck, Phase, settings
 
 # No deadline: timings are never asserted in tests. Building a Config and a Plan is slow beside what hypothesis expects.
