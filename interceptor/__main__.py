@@ -15,6 +15,9 @@ BROKEN_PIPE = 141  # 128 + SIGPIPE
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command in `args` (None: this process's arguments) and give its exit code."""
     given = list(sys.argv[1:] if args is None else args)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started us
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - to the end
     try:
         code = _run(given)
         sys.stdout.flush()

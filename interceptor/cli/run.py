@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import TextIO
 
@@ -14,7 +15,9 @@ from interceptor.sources import Resolved
 
 @click.command(cls=ConfiguredCommand, context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False})
 @click.option("--json", "as_json", is_flag=True, help="Print the flows as JSON lines, on stderr.")
-@click.option("--flows", type=click.File("w"), metavar="FILE", help="Write the flows to FILE as JSON lines; print no table.")
+@click.option(
+    "--flows", type=click.File("w", lazy=False), metavar="FILE", help="Write the flows to FILE as JSON lines; print no table."
+)
 @click.argument("argv", metavar="[--] CMD [ARG]...", nargs=-1, required=True, type=click.UNPROCESSED)
 @config_options
 def command(resolved: Resolved, as_json: bool, flows: TextIO | None, argv: tuple[str, ...]) -> int:
@@ -32,10 +35,21 @@ def command(resolved: Resolved, as_json: bool, flows: TextIO | None, argv: tuple
         print(f"interceptor: {ended.message}", file=sys.stderr)
         return ended.exit_code
     seen = [see(json.loads(flow.to_json()), ended.place) for flow in ended.flows]
-    if as_json or flows is not None:
-        for one in seen:
-            print(json.dumps(one.as_json(), ensure_ascii=False), file=flows or sys.stderr)
-    else:
-        for line in lines(seen) or ["interceptor: no connection was captured"]:
-            print(line, file=sys.stderr)
+    try:
+        if as_json or flows is not None:
+            for one in seen:
+                print(json.dumps(one.as_json(), ensure_ascii=False), file=flows or sys.stderr, flush=True)
+        else:
+            for line in lines(seen) or ["interceptor: no connection was captured"]:
+                print(line, file=sys.stderr)
+    except OSError as error:
+        _give_up(flows or sys.stderr, error)
     return ended.exit_code
+
+
+def _give_up(file: TextIO, error: OSError) -> None:
+    """Go on without `file`, which takes no more: the exit code is the command's all the same."""
+    # What stays in its buffer would be written, and fail, once more at the end.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
+    if file is not sys.stderr:
+        print(f"interceptor: writing {file.name}: {error.strerror}", file=sys.stderr)

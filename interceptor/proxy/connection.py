@@ -121,7 +121,11 @@ class Connection:
         number = pending_error(self._upstream)
         if not number:
             self._upstream_local = address(self._upstream.getsockname())
-            if self._upstream_local == address(self._upstream.getpeername()):
+            try:
+                peer = address(self._upstream.getpeername())
+            except OSError:
+                peer = None  # reset since: the relay is about to hear of it
+            if self._upstream_local == peer:
                 # TCP's simultaneous open lets a socket connect to itself when its port was picked as its own destination.
                 number = errno.ECONNREFUSED
         if number:

@@ -16,7 +16,9 @@ from interceptor.errors import NetnsError
 from interceptor.proxy.flows import Flow, errno_name
 from interceptor.proxy.listeners import BoundListener
 from interceptor.proxy.loop import Scheduled
+from interceptor.proxy.netlink import SocketOwner
 from interceptor.proxy.original_dst import DirectDial, refuse_loop
+from interceptor.proxy.owner import Process
 from interceptor.proxy.runtime import Runtime
 from interceptor.proxy.upstream import UpstreamError
 from interceptor.sockets import Address, address, original_dst_of, set_transparent
@@ -96,6 +98,7 @@ class UdpFlow:
         self._destination = destination
         self._on_end = on_end
         self._sent = self._received = 0
+        self._ended = False
         self._time = time.time()
         self._start = time.monotonic()
         self._client_half = _reply_socket(bound, client, destination)
@@ -120,16 +123,13 @@ class UdpFlow:
 
     def end(self, reason: str, error: str | None) -> None:
         """Close both halves and report."""
+        self._ended = True
         self._timer.cancel()
         self._runtime.loop.dispose(self._client_half)
         self._runtime.loop.dispose(self._upstream)
         self._on_end(self._client, self._destination)
         listener = self._bound.listener
-        # A client that is gone by now has no owner any more; datagram flows end by silence, so most are still there.
-        owner = (
-            None if listener.direction == "inbound" else self._bound.view.netlink.owner(UDP, self._client, self._destination)
-        )
-        process = self._bound.view.finder.find(owner.inode) if owner else None
+        owner, process = (None, None) if listener.direction == "inbound" else self._local_end()
         self._runtime.record(
             Flow(
                 self._time,
@@ -150,6 +150,16 @@ class UdpFlow:
             )
         )
 
+    def _local_end(self) -> tuple[SocketOwner | None, Process | None]:
+        # A client that is gone by now has no owner any more; datagram flows end by silence, so most are still there.
+        view = self._bound.view
+        owner: SocketOwner | None = None
+        try:
+            owner = view.netlink.owner(UDP, self._client, self._destination)
+            return owner, view.finder.find(owner.inode) if owner else None
+        except OSError:
+            return owner, None  # out of descriptors: stays unknown
+
     def _client_ready(self, _events: int) -> None:
         for _ in range(BATCH):
             try:
@@ -157,6 +167,8 @@ class UdpFlow:
             except OSError:
                 return  # nothing left; or the client's port is closed, and the flow ends by silence
             self.from_client(datagram)
+            if self._ended:
+                return
 
     def _upstream_ready(self, _events: int) -> None:
         for _ in range(BATCH):

@@ -130,8 +130,8 @@ class _Run:
         while True:
             received = signal.sigwaitinfo(FORWARDED | {signal.SIGCHLD})
             if received.si_signo == signal.SIGCHLD:
-                pid, status = os.waitpid(self.pid, os.WNOHANG)
-                if pid:
+                status = _reap(self.pid)
+                if status is not None:
                     return status
             elif received.si_code <= SI_USER_MAX:
                 with contextlib.suppress(ProcessLookupError):
@@ -174,7 +174,14 @@ def _inhabitants(namespace: tuple[int, int]) -> list[int]:
     return found
 
 
-def _reap() -> None:
+def _reap(wanted: int = 0) -> int | None:
+    """Take leave of all who have ended, orphans of the command too: a zombie looks alive to kill(2). `wanted`'s wait status."""
+    found = None
     with contextlib.suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
+        while True:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if not pid:
+                break
+            if pid == wanted:
+                found = status
+    return found

@@ -230,6 +230,23 @@ def test_udp_without_root_is_refused(machine: Machine) -> None:
     assert "--udp" in done.stderr
 
 
+def test_orphans_of_the_command_are_waited_for(machine: Machine) -> None:
+    # A zombie answers kill -0: whoever stops a daemon would wait for it in vain.
+    script = "pid=$(sh -c 'sleep 0.1 >&2 & echo $!'); sleep 0.5; ! kill -0 $pid"
+    assert machine.interceptor("run", "--", "sh", "-c", script).returncode == 0
+
+
+@pytest.mark.parametrize(("options", "stderr"), [("", "/dev/full"), ("--json", "/dev/full"), ("--flows /dev/full", "&1")])
+def test_flows_that_nobody_takes_leave_the_exit_code_alone(machine: Machine, options: str, stderr: str) -> None:
+    command = " ".join(machine.command("run", *options.split(), "--", "sh", "-c", f"'curl -so /dev/null http://{V4}/; exit 5'"))
+    assert sh("sh", "-c", f"{command} 2>{stderr}; echo $?").splitlines()[-1] == "5"
+
+
+def test_a_file_for_flows_that_cannot_be_written_is_refused_before_anything_runs(machine: Machine) -> None:
+    done = machine.interceptor("run", "--flows", "/nowhere/flows", "--", "echo", "ran")
+    assert (done.returncode, done.stdout) == (2, "")
+
+
 def test_flows_go_to_a_file_when_asked(machine: Machine) -> None:
     file = machine.directory / "flows"
     done = machine.interceptor("run", "--flows", str(file), "--", "curl", "-s", f"http://{V4}/")

@@ -12,10 +12,11 @@ from contextlib import contextmanager
 import pytest
 
 from interceptor import capture
+from interceptor.errors import InterceptorError
 from tests.rig.capturing import capturing, enable, options
 from tests.rig.client import ANSWER_S, LOST, LOST_S, Answer, Question, ask, ask_all, connected, wait_until
 from tests.rig.foreign import COUNTED, DROPPED, add_foreign_rules
-from tests.rig.kernel import handles, snapshot
+from tests.rig.kernel import snapshot, written
 from tests.rig.world import NETS, SECOND_OUTBOUND, Net, World, world
 
 CONFIGS = [
@@ -53,9 +54,9 @@ def test_enable_again_touches_nothing(texts: dict[str, str], host: World, backen
     with capturing(host.pod, backend=backend, **texts) as report:
         assert report.changed
         ask(host.pod, NETS["v4"].at("server"))
-        before = handles(host.pod)
+        before = written(host.pod)
         assert not capture.enable(config, netns=host.pod.name).changed
-        assert handles(host.pod) == before
+        assert before.is_untouched_in(written(host.pod))
         assert capture.check(config, netns=host.pod.name).differences == ()
 
 
@@ -189,7 +190,7 @@ def test_changing_the_backend_under_traffic_loses_and_leaks_nothing(w: World, ne
 
 def test_a_refused_configuration_changes_nothing(w: World, backend: str) -> None:
     with capturing(w.pod, backend=backend):
-        before = handles(w.pod)
-        with pytest.raises(Exception, match="cgroup"):
+        before = written(w.pod)
+        with pytest.raises(InterceptorError, match="cgroup"):
             enable(w.pod, backend=backend, proxy_cgroup="no/such/cgroup")
-        assert handles(w.pod) == before
+        assert before.is_untouched_in(written(w.pod))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -256,6 +257,24 @@ def test_inbound_udp_reaches_the_application_from_the_passthrough_address(tproxy
         assert near.recv(100) == PONG
         assert running.stop() == 0
     assert [(flow["direction"], flow["reason"]) for flow in running.flows] == [("inbound", "drained")]
+
+
+@NETS
+def test_datagrams_in_one_batch_to_a_port_that_was_closed_end_their_flow_once(tproxying: Pods, net: dict[str, str]) -> None:
+    udp = [("inbound", "tproxy", INBOUND, family) for family in FAMILIES]
+    with (
+        proxy(tproxying.pod, **TPROXY, udp_listeners=udp) as running,
+        client(tproxying.far, net["pod"], APP_PORT, socket.SOCK_DGRAM) as near,
+    ):
+        with listen(tproxying.pod, net["pod"], APP_PORT, socket.SOCK_DGRAM) as server:
+            near.send(PING)
+            server.recvfrom(100)
+        running.process.send_signal(signal.SIGSTOP)
+        for _ in range(10):
+            near.send(PING)
+        running.process.send_signal(signal.SIGCONT)
+        running.flow(lambda flow: flow["error"] == "ECONNREFUSED")
+        assert running.stop() == 0
 
 
 @NETS

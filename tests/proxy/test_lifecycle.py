@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -177,6 +178,36 @@ def test_upstreams_are_opened_through_the_seam_alone(world: Pods) -> None:
     assert not thread.is_alive()
     assert opened == [socket.AF_INET]
     assert str(flows[0].original_dst) == "127.1.2.3:7106"
+
+
+def test_an_upstream_that_is_reset_as_soon_as_it_is_open_is_heard_and_ends_in_a_reset(world: Pods) -> None:
+    class ResetMeanwhile(socket.socket):
+        def getpeername(self) -> object:
+            raise OSError(errno.ENOTCONN, "the reset came after SO_ERROR had been asked for")
+
+    flows: list[Flow] = []
+    with netns.entered(f"/run/netns/{world.pod}"):
+        listeners = open_listeners(settings(Listener("outbound", "redirect", OUTBOUND, "v4")))
+
+    def open_far(family: socket.AddressFamily, kind: socket.SocketKind) -> socket.socket:
+        with netns.entered(f"/run/netns/{world.far}"):
+            return ResetMeanwhile(family, kind)
+
+    served = Proxy(settings(Listener("outbound", "redirect", OUTBOUND, "v4")), listeners, flows.append, open_far)
+    thread = threading.Thread(target=served.run)
+    thread.start()
+    with listen(world.far, V4["far"], 7109) as server, client(world.pod, V4["far"], 7109) as near:
+        accepted, _ = server.accept()
+        accepted.sendall(b"busy")
+        assert near.recv(100) == b"busy"
+        accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        accepted.close()
+        with pytest.raises(ConnectionResetError):
+            near.recv(1)
+    served.stop()
+    thread.join(DEADLINE_S)
+    assert not thread.is_alive()
+    assert [flow.reason for flow in flows] == ["upstream_failed"]
 
 
 @pytest.mark.slow

@@ -1,46 +1,43 @@
-"""`python -m tests.rig.crashing POD STEP VERB [OPTION=TEXT ...]`: enable or disable, and die by SIGKILL at a step.
+"""`python -m tests.rig.crashing POD STEP VERB [OPTION=TEXT ...]`: enable or disable, and die by SIGKILL after a change.
 
-The steps are the moments before and after each change to the kernel: a program that writes, or a netlink request that
-does. Exits 0 when STEP is beyond the last.
+Step n is the moment after the n-th change to the kernel: a netlink request that writes, a program that writes, and each
+COMMIT of a restore, as if it had been killed half-way. Exits 0 when STEP is beyond the last.
 """
 
 from __future__ import annotations
 
-import itertools
+import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from interceptor import capture
 from interceptor.backends import netlink, process, routes
 from tests.rig.capturing import options
 
+COMMIT = "COMMIT\n"
+
+
+class Steps:
+    """Counts changes, and dies after the one it is told."""
+
+    def __init__(self, fatal: int) -> None:
+        self.left = fatal
+
+    def __call__(self) -> None:
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.left -= 1
+
 
 def main(pod: str, step: int, verb: str, texts: dict[str, str]) -> int:
-    moments = itertools.count()
-
-    def watched(function: Callable[..., Any], changes: Callable[..., bool]) -> Callable[..., Any]:
-        def call(*arguments: Any, **named: Any) -> Any:
-            if not changes(*arguments, **named):
-                return function(*arguments, **named)
-            _die_at(step, moments)
-            try:
-                return function(*arguments, **named)
-            finally:
-                _die_at(step, moments)
-
-        return call
-
-    process.run = watched(process.run, _writes)
-    for module, name in (
-        (netlink, "request"),
-        (netlink, "transaction"),
-        (routes, "_change_rule"),
-        (routes, "_change_route"),
-    ):
-        setattr(module, name, watched(getattr(module, name), lambda *_, **__: True))
+    changed = Steps(step)
+    process.run = _stepwise(process.run, changed)
+    netlink.request = _after(netlink.request, changed, _writes)
+    for module, name in ((netlink, "transaction"), (routes, "_change_rule"), (routes, "_change_route")):
+        setattr(module, name, _after(getattr(module, name), changed, lambda *_: True))
     if verb == "enable":
         capture.enable(options(**texts), netns=pod)
     else:
@@ -48,13 +45,42 @@ def main(pod: str, step: int, verb: str, texts: dict[str, str]) -> int:
     return 0
 
 
-def _writes(argv: list[str], *, stdin: str = "", **_: Any) -> bool:
-    return not (argv[0].endswith("-save") or "list" in argv or '"verb": "save"' in stdin)
+def _after(function: Callable[..., Any], changed: Steps, writes: Callable[..., bool]) -> Callable[..., Any]:
+    def call(*arguments: Any) -> Any:
+        result = function(*arguments)
+        if writes(*arguments):
+            changed()
+        return result
+
+    return call
 
 
-def _die_at(step: int, moments: Any) -> None:
-    if next(moments) == step:
-        os.kill(os.getpid(), signal.SIGKILL)
+def _writes(_protocol: int, messages: Sequence[netlink.Message]) -> bool:
+    return any(message.flags & netlink.NLM_F_DUMP != netlink.NLM_F_DUMP for message in messages)
+
+
+def _stepwise(run: Callable[..., process.Result], changed: Steps) -> Callable[..., process.Result]:
+    def call(argv: Sequence[str], *, stdin: str = "", **named: Any) -> process.Result:
+        if COMMIT in _text(stdin) and 0 <= changed.left < _text(stdin).count(COMMIT):
+            run(argv, stdin=_cut(stdin, changed.left + 1), **named)
+            changed.left = 0
+            changed()
+        result = run(argv, stdin=stdin, **named)
+        changed.left -= max(_text(stdin).count(COMMIT) - 1, 0)
+        if stdin and '"verb": "save"' not in stdin:
+            changed()
+        return result
+
+    return call
+
+
+def _text(stdin: str) -> str:
+    return str(json.loads(stdin)["text"]) if stdin.startswith("{") else stdin
+
+
+def _cut(stdin: str, commits: int) -> str:
+    text = COMMIT.join(_text(stdin).split(COMMIT)[:commits]) + COMMIT
+    return json.dumps({**json.loads(stdin), "text": text}) if stdin.startswith("{") else text
 
 
 if __name__ == "__main__":

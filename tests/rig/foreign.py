@@ -53,10 +53,9 @@ def add_foreign_rules(pod: Pod) -> None:
 def add_mesh_rules(pod: Pod, backend: str, direct_uid: int) -> None:
     """Outbound capture as Istio, Linkerd and Kuma write it, reduced to its two decisions."""
     if backend == "nft":
-        chain = f"type nat hook output priority -100; meta skuid {direct_uid} return; oifname lo return; "
-        pod.run(
-            "nft", "-f", "-", stdin=f"table inet mesh {{ chain out {{ {chain}tcp dport 1-65535 redirect to :{OUTBOUND}; }} }}"
-        )
+        lines = ("type nat hook output priority -100;", f"meta skuid {direct_uid} return", "oifname lo return")
+        chain = "\n".join((*lines, f"meta l4proto tcp redirect to :{OUTBOUND}"))
+        pod.run("nft", "-f", "-", stdin=f"table inet mesh {{\nchain out {{\n{chain}\n}}\n}}\n")
     for program in RESTORES[backend]:
         owner, loopback = f"-m owner --uid-owner {direct_uid}", "-o lo"
         returns = "".join(f"-A OUTPUT {match} -j RETURN\n" for match in (owner, loopback))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
+from dataclasses import dataclass
 
 from tests.rig.net import Pod
 
@@ -45,17 +46,25 @@ def _is_empty_nft(block: str) -> bool:
     return not any(line and not line.startswith(("table ", "chain ", "type ", "}", "#")) for line in lines)
 
 
-def handles(pod: Pod) -> str:
-    """Our rules with handles and counters (nft), or with counters (iptables): a rewrite changes it, even to the same rules."""
-    parts = [pod.run("nft", "-a", "list", "ruleset")]
-    for program in SAVES:
-        parts.append(re.sub(r"^#.*\n", "", pod.run(program, "-c"), flags=re.MULTILINE))
-    return "\n".join(parts)
+@dataclass(frozen=True, slots=True)
+class Written:
+    """Every rule with its handle, and every counter, of nft and both iptables: a rewrite changes them, even to the same rules."""
+
+    rules: str
+    counters: tuple[int, ...]
+
+    def is_untouched_in(self, later: Written) -> bool:
+        """Whether `later` holds the same rules, never written again: counters may have grown and none began anew."""
+        pairs = zip(self.counters, later.counters, strict=False)
+        return self.rules == later.rules and all(now >= then for then, now in pairs)
 
 
-def without_counters(text: str) -> str:
-    """`text` with every counter at nought."""
-    return _COUNTERS.sub("0", text)
+def written(pod: Pod) -> Written:
+    """What stands in the pod's rule tables now."""
+    text = "\n".join([pod.run("nft", "-a", "list", "ruleset"), *(pod.run(program, "-c") for program in SAVES)])
+    text = re.sub(r"^#.*\n", "", text, flags=re.MULTILINE)
+    counters = tuple(int(number) for counter in _COUNTERS.findall(text) for number in re.findall(r"\d+", counter))
+    return Written(_COUNTERS.sub("0", text), counters)
 
 
 def forget_connections(pod: Pod) -> None:

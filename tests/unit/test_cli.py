@@ -238,3 +238,13 @@ def test_interrupt_ends_with_130_and_no_traceback(tmp_path: Path) -> None:
             code = run.wait(timeout=10)
         assert run.stderr is not None
         assert (code, run.stderr.read().strip()) == (130, "")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_closed_standard_streams_are_no_error(tmp_path: Path, closed: str) -> None:
+    errors = tmp_path / "errors"
+    redirected = closed if "2>" in closed else f"{closed} 2>{errors}"
+    command = " ".join((*INTERCEPTOR, "config", redirected))
+
+    assert subprocess.run(["sh", "-c", command], check=False, stdout=subprocess.DEVNULL).returncode == 0
+    assert not errors.exists() or errors.read_text() == ""
