@@ -6,14 +6,14 @@ All that the CLI and the CNI plugin call. Knows no rule and no text of one.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 from interceptor import facts, netns
 from interceptor.backends import detect, surroundings
 from interceptor.backends.base import Backend, Difference, compare
 from interceptor.config import Config, warnings
-from interceptor.errors import InterceptorError, NetnsError
+from interceptor.errors import BackendError, InterceptorError, NetnsError
 from interceptor.plan.build import build_plan
 from interceptor.plan.model import HostFacts, Plan
 from interceptor.values import join
@@ -69,12 +69,12 @@ def enable(config: Config, *, netns: str | None = None, allow_host: bool = False
 
     Raises NetnsError for the host's own namespace unless `allow_host`, Unsupported, BackendError; then nothing has changed.
     """
-    with _entered(netns):
-        _guard(allow_host)
+    with _to_change(netns, allow_host):
         found = facts.look(netns)
         plan = build_plan(config, found)
         missing = detect.missing_parts(config.backend)
         choice = detect.choose(config.backend, missing, needs_nft=config.proxy_cgroup is not None)
+        _refuse_out_of_reach(missing)
         surroundings_changed = surroundings.prepare(plan)
         try:
             changed = _backend(choice.name).apply(plan)
@@ -90,9 +90,9 @@ def enable(config: Config, *, netns: str | None = None, allow_host: bool = False
 
 def disable(*, netns: str | None = None, allow_host: bool = False) -> Removed:
     """Take away all that is ours, whoever wrote it and with whatever configuration. Succeeds when there is nothing."""
-    with _entered(netns):
-        _guard(allow_host)
+    with _to_change(netns, allow_host):
         missing = detect.missing_parts()
+        _refuse_out_of_reach(missing)
         removed = tuple(_remove_others(None, missing))
         # Rules first: they may still mark packets for the routes.
         return Removed(surroundings.tidy(None) or bool(removed), removed)
@@ -118,12 +118,28 @@ def check(config: Config, *, netns: str | None = None) -> Checked:
                 for other in holding
                 if not _same_tables(other, name)
             ),
+            *(Difference("extra", other, "rules of ours in a second backend") for other in detect.out_of_reach(missing)),
         ]
         return Checked(name, reason, tuple(differences), nothing_there=not observed.chains)
 
 
 def _entered(namespace: str | None) -> AbstractContextManager[None]:
     return netns.entered(None if namespace is None else netns.locate(namespace))
+
+
+@contextmanager
+def _to_change(namespace: str | None, allow_host: bool) -> Iterator[None]:
+    with _entered(namespace):
+        _guard(allow_host)
+        with netns.locked():
+            yield
+
+
+def _refuse_out_of_reach(missing: dict[detect.BackendName, str]) -> None:
+    for name in detect.out_of_reach(missing):
+        raise BackendError(
+            f"{name} holds rules of ours, which can be neither replaced nor removed here: {missing[name]}. Nothing was changed"
+        )
 
 
 def _guard(allow_host: bool) -> None:

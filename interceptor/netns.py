@@ -10,6 +10,7 @@ import fcntl
 import os
 import stat
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -21,6 +22,9 @@ NAMED_DIRECTORY = "/run/netns"  # where iproute2 keeps named namespaces (ip-netn
 # /proc/self/ns/net is the main thread's; only thread-self tells the truth in a worker thread.
 CURRENT = "/proc/thread-self/ns/net"
 HOST_ONLY_SYSCTL = "/proc/sys/net/core/netdev_max_backlog"
+NET_SYSCTLS = "/proc/sys/net"
+LOCK_WAIT_S = 20.0
+LOCK_POLL_S = 0.02
 
 
 def locate(name: str) -> str:
@@ -51,8 +55,37 @@ def is_host() -> bool:
 
     The kernel shows machine-wide sysctls, like netdev_max_backlog, in the initial namespace alone
     (net/core/sysctl_net_core.c). Comparing with pid 1 would be wrong in a pod, where pid 1 is the pod's own.
+    Where no sysctl can be seen (proc mounted with subset=pid) nothing tells: then yes, to be safe.
     """
-    return os.path.exists(HOST_ONLY_SYSCTL)
+    return os.path.exists(HOST_ONLY_SYSCTL) or not os.path.isdir(NET_SYSCTLS)
+
+
+@contextmanager
+def locked() -> Iterator[None]:
+    """Run the block while no other process of ours changes the calling thread's network namespace.
+
+    The lock is on the namespace itself: it holds between containers, and ends with its process. Any program in the
+    namespace could take it, and must not keep us from mending: after LOCK_WAIT_S the block runs all the same.
+    """
+    try:
+        descriptor = os.open(CURRENT, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise NetnsError(f"network namespace {CURRENT}: {error.strerror}") from error
+    try:
+        deadline = time.monotonic() + LOCK_WAIT_S
+        while not _try_lock(descriptor) and time.monotonic() < deadline:
+            time.sleep(LOCK_POLL_S)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @contextmanager

@@ -21,11 +21,13 @@ SO_ORIGINAL_DST = 80  # linux/netfilter_ipv4.h
 IP6T_SO_ORIGINAL_DST = 80  # linux/netfilter_ipv6/ip6_tables.h
 # linux/in.h
 IP_PKTINFO = 8
+IP_RECVERR = 11
 IP_FREEBIND = 15
 IP_TRANSPARENT = 19
 IP_RECVORIGDSTADDR = 20
 IP_BIND_ADDRESS_NO_PORT = 24
 # linux/in6.h
+IPV6_RECVERR = 25
 IPV6_RECVPKTINFO = 49
 IPV6_PKTINFO = 50
 IPV6_RECVORIGDSTADDR = 74
@@ -158,6 +160,18 @@ def reply_from_same(ancillary: Iterable[Ancillary]) -> list[Ancillary]:
         if (level, kind) == (socket.IPPROTO_IPV6, IPV6_PKTINFO):
             return [(level, kind, content[:16] + bytes(4))]
     return []
+
+
+def source_address(source: Address) -> list[Ancillary]:
+    """Control messages for `sendmsg` that send from this local address (ip(7) IP_PKTINFO, RFC 3542 6)."""
+    if source.ip.version == 4:
+        return [(socket.SOL_IP, IP_PKTINFO, struct.pack("=I4s4s", 0, source.ip.packed, bytes(4)))]
+    return [(socket.IPPROTO_IPV6, IPV6_PKTINFO, source.ip.packed + struct.pack("=I", source.scope))]
+
+
+def receive_errors(sock: socket.socket) -> None:
+    """Have a datagram socket that is not connected told of ICMP errors, as a connected one is (ip(7) IP_RECVERR)."""
+    _set_for_family(sock, IP_RECVERR, IPV6_RECVERR)
 
 
 def reset_on_close(sock: socket.socket) -> None:

@@ -150,6 +150,8 @@ def parse_cidrs(text: str) -> tuple[Network, ...]:
         return ()
     found: dict[Network, None] = {}
     for item in items(text):
+        if "%" in item:
+            raise ValueError(f"{item!r} is no CIDR (rules know no scope); leave {item[item.index('%') :]} out")
         try:
             found[ipaddress.ip_network(item)] = None
         except ValueError as error:
@@ -161,6 +163,15 @@ def parse_cidrs(text: str) -> tuple[Network, ...]:
         members = [network for network in found if Family.of(network) is family]
         collapsed.extend(ipaddress.collapse_addresses(members))  # type: ignore[type-var]
     return tuple(collapsed)
+
+
+def kernel_text(address: Address) -> str:
+    """As inet_ntop(3) writes it, and so nft and iptables do: IPv6 addresses that hold an IPv4 one end in dotted form."""
+    packed = address.packed
+    mapped = packed[:12] == bytes(10) + b"\xff\xff"
+    if address.version == 6 and (mapped or (packed[:12] == bytes(12) and packed[12:14] != bytes(2))):
+        return ("::ffff:" if mapped else "::") + str(ipaddress.IPv4Address(packed[12:]))
+    return str(address)
 
 
 def parse_ifname(text: str) -> str:

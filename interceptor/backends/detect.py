@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -74,6 +75,14 @@ def may_hold(name: BackendName) -> bool:
     if name == "iptables-nft":
         return nft_table.has_iptables_chains()
     return any(_read(f"/proc/thread-self/net/{file}") for file in ("ip_tables_names", "ip6_tables_names"))
+
+
+def out_of_reach(missing: dict[BackendName, str]) -> Iterator[BackendName]:
+    """Backends that hold rules of ours and cannot be used here; legacy's tables can't be looked into without its programs."""
+    if "nft" in missing and nft_table.comments() is not None:
+        yield "nft"
+    if "iptables-nft" in missing and nft_table.has_iptables_chains():
+        yield "iptables-nft"
 
 
 def _read(path: str) -> str:

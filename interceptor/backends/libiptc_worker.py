@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from interceptor.render.iptables import PREFIX
 from interceptor.render.iptables_save import Step, listing, steps
 from interceptor.render.iptables_text import Module, RuleParts, parts, spec
-from interceptor.values import Family
+from interceptor.values import Family, kernel_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -134,7 +134,8 @@ def _with_length(value: str) -> str:
     if "/" not in value:
         return value
     negated = "!" if value.startswith("!") else ""
-    return negated + str(ip_network(value.removeprefix("!"), strict=False))
+    network = ip_network(value.removeprefix("!"), strict=False)
+    return f"{negated}{kernel_text(network.network_address)}/{network.prefixlen}"
 
 
 def _options(module: Any) -> tuple[tuple[str, tuple[str, ...]], ...]:

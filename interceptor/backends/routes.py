@@ -31,7 +31,8 @@ RTM_GETRULE = 34
 RTN_LOCAL = 2
 RTA_OIF = 4
 RTA_TABLE = 15
-FRA_FWMARK = 10  # linux/fib_rules.h, to the end of this block
+FRA_PRIORITY = 6  # linux/fib_rules.h, to the end of this block
+FRA_FWMARK = 10
 FRA_TABLE = 15
 FRA_FWMASK = 16
 FRA_PROTOCOL = 21
@@ -106,13 +107,15 @@ def _halves(family: Family) -> _Halves:
     rules: list[tuple[Mark, int]] = []
     for answer in _dump(RTM_GETRULE, _RULE.pack(address_family, 0, 0, 0, 0, 0, 0, 0, 0)):
         header, attributes = _RULE.unpack_from(answer), netlink.parse_attrs(answer[_RULE.size :])
-        if header[0] == address_family and attributes.get(FRA_PROTOCOL) == bytes([PROTOCOL]):
+        ours = attributes.get(FRA_PROTOCOL) == bytes([PROTOCOL]) and _u32(attributes.get(FRA_PRIORITY), 0) == PRIORITY
+        if header[0] == address_family and ours:
             mark = Mark(_u32(attributes.get(FRA_FWMARK), 0), _u32(attributes.get(FRA_FWMASK), 0))
             rules.append((mark, _u32(attributes.get(FRA_TABLE), header[4])))
     tables: list[int] = []
     for answer in _dump(RTM_GETROUTE, _ROUTE.pack(address_family, 0, 0, 0, 0, PROTOCOL, 0, 0, 0)):
         header, attributes = _ROUTE.unpack_from(answer), netlink.parse_attrs(answer[_ROUTE.size :])
-        if (header[0], header[5], header[7]) == (address_family, PROTOCOL, RTN_LOCAL):
+        length_of_dst = header[1]
+        if (header[0], length_of_dst, header[5], header[7]) == (address_family, 0, PROTOCOL, RTN_LOCAL):
             tables.append(_u32(attributes.get(RTA_TABLE), header[4]))
     return _Halves(family, tuple(rules), tuple(tables))
 
@@ -176,5 +179,8 @@ def _change_route(ip: IPRoute, verb: str, family: Family, table: int) -> None:
 
 def _failed(verb: str, what: str, code: int) -> BackendError:
     action = "adding" if verb == "add" else "deleting"
-    hint = " with another owner; see `ip rule` and `ip route show table all`" if code == errno.EEXIST else ""
-    return BackendError(f"{action} {what}: {errno.errorcode.get(code, code)}{hint}")
+    hints = {
+        errno.EEXIST: " with another owner; see `ip rule` and `ip route show table all`",
+        errno.ENETDOWN: "; `ip link set lo up` first",
+    }
+    return BackendError(f"{action} {what}: {errno.errorcode.get(code, code)}{hints.get(code, '')}")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from interceptor.backends import address, cttimeout, routes
 from interceptor.backends.base import Difference
+from interceptor.errors import InterceptorError
 from interceptor.plan.model import Plan, PolicyRoute
 
 
@@ -39,11 +40,15 @@ def prepare(plan: Plan) -> Prepared:
     """
     before = routes.present()
     missing = tuple(route for route in plan.routes if route not in before)
-    if missing:
-        routes.ensure((*before, *missing))
     absent = plan.inbound_source_v6 and address.inbound_source_state() == "absent"
-    if absent:
-        address.add_inbound_source()
+    try:
+        if missing:
+            routes.ensure((*before, *missing))
+        if absent:
+            address.add_inbound_source()
+    except InterceptorError:
+        Prepared(before, bool(missing), added_address=False).undo()
+        raise
     return Prepared(before, bool(missing), absent)
 
 

@@ -10,6 +10,7 @@ from interceptor import capture
 from interceptor.cli.options import ConfiguredCommand, common_options, config_options
 from interceptor.cli.output import print_json
 from interceptor.config import Config
+from interceptor.errors import ConfigError, Problem
 from interceptor.plan.model import TIMEOUTS, Plan, timeout_name
 from interceptor.render import document, iptables, nft
 from interceptor.sources import Resolved
@@ -36,6 +37,8 @@ def print_plan(config: Config, netns: str | None, form: str | None) -> None:
         return
     if form == "nft" or (form is None and config.backend in ("auto", "nft")):
         text = nft.script(plan)
+    elif config.proxy_cgroup is not None:
+        raise ConfigError([Problem("--format", "iptables", "iptables rules match no cgroup, and --proxy-cgroup is given")])
     else:
         text = "".join(_restore(plan, family) for family in Family)
     print("\n".join((*_surroundings(plan), text)), end="")

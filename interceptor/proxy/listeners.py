@@ -11,6 +11,7 @@ from typing import Literal
 
 from interceptor.errors import ProxyError
 from interceptor.proxy.netns_view import NetnsView
+from interceptor.proxy.raw_udp import open_raw
 from interceptor.proxy.settings import Listener, ProxySettings
 from interceptor.proxy.upstream import tune_stream
 from interceptor.sockets import Address, receive_local_address, receive_original_dst, set_transparent
@@ -27,10 +28,13 @@ class BoundListener:
     protocol: Literal["tcp", "udp"]
     sock: socket.socket
     view: NetnsView
+    replies: socket.socket | None = None  # raw; for inbound UDP, whose replies leave from the application's own address
 
     def close(self) -> None:
         """Stop listening. The view is closed by the proxy, once."""
         self.sock.close()
+        if self.replies is not None:
+            self.replies.close()
 
 
 def open_listeners(settings: ProxySettings) -> list[BoundListener]:
@@ -42,7 +46,8 @@ def open_listeners(settings: ProxySettings) -> list[BoundListener]:
     bound: list[BoundListener] = []
     try:
         for listener, protocol in _wanted(settings):
-            bound.append(BoundListener(listener, protocol, _bind(listener, protocol, view), view))
+            sock = _bind(listener, protocol, view)
+            bound.append(BoundListener(listener, protocol, sock, view, _open_replies(listener, protocol, sock)))
     except ProxyError:
         for each in bound:
             each.close()
@@ -77,6 +82,16 @@ def _bind(listener: Listener, protocol: Literal["tcp", "udp"], view: NetnsView) 
         raise ProxyError(_explain(error, listener, protocol, view)) from error
     sock.setblocking(False)
     return sock
+
+
+def _open_replies(listener: Listener, protocol: Literal["tcp", "udp"], sock: socket.socket) -> socket.socket | None:
+    if protocol != "udp" or listener.direction != "inbound":
+        return None
+    try:
+        return open_raw(sock.family)
+    except OSError as error:
+        sock.close()
+        raise ProxyError(f"opening a raw socket for inbound UDP replies: {error.strerror}; needs CAP_NET_RAW") from error
 
 
 def _configure(sock: socket.socket, listener: Listener, protocol: Literal["tcp", "udp"]) -> None:

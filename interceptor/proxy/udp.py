@@ -1,7 +1,8 @@
-"""Relay captured UDP (TPROXY): one pair of sockets a flow, replies from the original destination. Parses no payload.
+"""Relay captured UDP (TPROXY), replies from the original destination. Parses no payload.
 
-The half towards the client is a transparent socket bound to the original destination and connected to the client: replies leave
-with the source the application expects, and the flow's later datagrams may come in there, past the listener.
+Outbound, the half towards the client is a transparent socket bound to the original destination and connected to the client:
+replies leave with the source the application expects, and the flow's later datagrams may come in there, past the listener.
+Inbound that address is the application's own, and taken: replies leave by the listener's raw socket (raw_udp.py).
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from interceptor.proxy.netlink import SocketOwner
 from interceptor.proxy.original_dst import DirectDial, refuse_loop
 from interceptor.proxy.owner import Process
 from interceptor.proxy.runtime import Runtime
-from interceptor.proxy.upstream import UpstreamError
-from interceptor.sockets import Address, address, original_dst_of, set_transparent
+from interceptor.proxy.raw_udp import reply
+from interceptor.proxy.upstream import PASSTHROUGH_SOURCES, UpstreamError
+from interceptor.sockets import Address, address, original_dst_of, receive_errors, set_mark, set_transparent
 
 OnUdpEnd: TypeAlias = Callable[[Address, Address], None]
 
@@ -101,21 +103,25 @@ class UdpFlow:
         self._ended = False
         self._time = time.time()
         self._start = time.monotonic()
-        self._client_half = _reply_socket(bound, client, destination)
-        try:
-            self._upstream = runtime.dial(socket.SOCK_DGRAM, bound.listener.direction, client, destination)
-        except UpstreamError:
-            self._client_half.close()
-            raise
+        self._client_half: socket.socket | None = None
+        if bound.replies is not None:
+            self._upstream = _application_socket(runtime, destination)
+        else:
+            self._client_half = _reply_socket(bound, client, destination)
+            try:
+                self._upstream = runtime.dial(socket.SOCK_DGRAM, bound.listener.direction, client, destination)
+            except UpstreamError:
+                self._client_half.close()
+                raise
+            runtime.loop.watch(self._client_half.fileno(), EPOLLIN, self._client_ready)
         self._upstream_local = address(self._upstream.getsockname())
-        runtime.loop.watch(self._client_half.fileno(), EPOLLIN, self._client_ready)
         runtime.loop.watch(self._upstream.fileno(), EPOLLIN, self._upstream_ready)
         self._timer = self._watch_idleness(0)
 
     def from_client(self, datagram: bytes) -> None:
         """Pass one datagram of the client on. What the kernel will not take now is lost, as datagrams may be."""
         try:
-            self._sent += self._upstream.send(datagram)
+            self._sent += self._upstream.sendto(datagram, self._destination.sockaddr)
         except BlockingIOError:
             pass
         except OSError as error:
@@ -125,7 +131,8 @@ class UdpFlow:
         """Close both halves and report."""
         self._ended = True
         self._timer.cancel()
-        self._runtime.loop.dispose(self._client_half)
+        if self._client_half is not None:
+            self._runtime.loop.dispose(self._client_half)
         self._runtime.loop.dispose(self._upstream)
         self._on_end(self._client, self._destination)
         listener = self._bound.listener
@@ -161,6 +168,7 @@ class UdpFlow:
             return owner, None  # out of descriptors: stays unknown
 
     def _client_ready(self, _events: int) -> None:
+        assert self._client_half is not None
         for _ in range(BATCH):
             try:
                 datagram = self._client_half.recv(MAX_DATAGRAM)
@@ -173,16 +181,24 @@ class UdpFlow:
     def _upstream_ready(self, _events: int) -> None:
         for _ in range(BATCH):
             try:
-                datagram = self._upstream.recv(MAX_DATAGRAM)
+                datagram, sender = self._upstream.recvfrom(MAX_DATAGRAM)
             except BlockingIOError:
                 return
             except OSError as error:
                 self.end("upstream_failed", errno_name(error.errno or 0))
                 return
+            if sender[1] != self._destination.port:
+                continue  # not the application we asked; its address may be any of its own, see _application_socket
             try:
-                self._received += self._client_half.send(datagram)
+                self._received += self._to_client(datagram)
             except OSError:
                 continue  # the client takes no more, or its port is closed: this datagram is lost, as datagrams may be
+
+    def _to_client(self, datagram: bytes) -> int:
+        if self._client_half is not None:
+            return self._client_half.send(datagram)
+        assert self._bound.replies is not None
+        return reply(self._bound.replies, datagram, self._destination, self._client)
 
     def _watch_idleness(self, moved_before: int) -> Scheduled:
         # Counts are compared only when the time is up: a flow lives up to twice as long, and a datagram costs no timer.
@@ -194,6 +210,24 @@ class UdpFlow:
                 self._timer = self._watch_idleness(moved)
 
         return self._runtime.loop.later(self._runtime.settings.udp_idle_s, check)
+
+
+def _application_socket(runtime: Runtime, destination: Address) -> socket.socket:
+    """A socket from 127.0.0.6 or ::6, always: `original_source` is for TCP.
+
+    Not connected: an application that listens on all addresses answers 127.0.0.6 from 127.0.0.1.
+    """
+    sock = runtime.open_socket(destination.family, socket.SOCK_DGRAM)
+    try:
+        sock.setblocking(False)
+        receive_errors(sock)
+        if runtime.settings.upstream_mark is not None:
+            set_mark(sock, runtime.settings.upstream_mark)
+        sock.bind(PASSTHROUGH_SOURCES[destination.ip.version].sockaddr)
+    except OSError:
+        sock.close()
+        raise
+    return sock
 
 
 def _reply_socket(bound: BoundListener, client: Address, destination: Address) -> socket.socket:

@@ -30,7 +30,7 @@ from interceptor.plan.model import (
     Zone,
     timeout_name,
 )
-from interceptor.values import Family, PortRange, Proto
+from interceptor.values import Family, Network, PortRange, Proto, kernel_text
 
 PREFIX = "INTERCEPT_"
 MULTIPORT_SLOTS = 15  # XT_MULTI_PORTS, linux/netfilter/xt_multiport.h; a range takes two
@@ -96,14 +96,23 @@ def specs(table: Table, rule: Rule, family: Family) -> Iterator[str]:
     if match.family not in (None, family):
         return
     alternatives = (
-        [f"-s {network}" for network in match.src if Family.of(network) is family] if match.src else [""],
-        [f"-d {network}" for network in match.dst if Family.of(network) is family] if match.dst else [""],
+        _address_matches("-s", match.src, family),
+        _address_matches("-d", match.dst, family),
         _port_matches(match),
         _owner_matches(match),
     )
     for source, destination, ports, owner in product(*alternatives):
         parts = (source, destination, _interfaces(match), ports, owner, *_other_matches(match), _comment(rule.why))
         yield " ".join((*filter(None, parts), _target(table, rule.verdict, family)))
+
+
+def _address_matches(flag: str, networks: tuple[Network, ...], family: Family) -> list[str]:
+    # iptables-save leaves out what matches everything.
+    return [
+        f"{flag} {kernel_text(network.network_address)}/{network.prefixlen}" if network.prefixlen else ""
+        for network in networks
+        if Family.of(network) is family
+    ] or ([] if networks else [""])
 
 
 def _interfaces(match: Match) -> str:

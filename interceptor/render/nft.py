@@ -30,7 +30,7 @@ from interceptor.plan.model import (
     Zone,
     timeout_name,
 )
-from interceptor.values import MAX_MARK, Family, IdRange, Mark, Network, PortRange
+from interceptor.values import MAX_MARK, Family, IdRange, Mark, Network, PortRange, kernel_text
 
 TABLE = "interceptor"
 L3 = {Family.V4: "ip", Family.V6: "ip6"}
@@ -193,7 +193,7 @@ def _networks(networks: tuple[Network, ...], family: Family) -> str:
 
 def _network(network: Network) -> str:
     whole = network.prefixlen == network.max_prefixlen
-    return str(network.network_address) if whole else str(network)
+    return kernel_text(network.network_address) + ("" if whole else f"/{network.prefixlen}")
 
 
 def _actions(in_table: Table, verdict: Verdict, family: Family | None) -> tuple[str, ...]:
@@ -236,6 +236,8 @@ def parse(text: str) -> dict[str, tuple[str, ...]]:
         stripped = line.strip()
         if stripped.endswith("{") and stripped.startswith(("chain ", "ct timeout ")):
             current = blocks.setdefault(stripped.removesuffix("{").removeprefix("chain ").strip(), [])
+        elif stripped.startswith("flags "):
+            blocks["table flags"] = [stripped]
         elif stripped and stripped != "}" and not stripped.startswith("table "):
             current.append(stripped)
     return {name: tuple(lines) for name, lines in blocks.items()}

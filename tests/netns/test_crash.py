@@ -17,13 +17,17 @@ from interceptor import capture
 from interceptor.backends.nft import NftBackend
 from interceptor.netns import entered
 from tests.rig.capturing import capturing, enable, options
-from tests.rig.client import Answer, Question, ask_all
+from tests.rig.client import LOST, LOST_S, Answer, Question, ask_all
 from tests.rig.kernel import snapshot
 from tests.rig.world import NETS, World
 
 OLD = {"exclude_outbound_ports": "1-70,9999", "dns": "all"}
 NEW = {"inbound": "tproxy", "exclude_uids": "5-9", "udp": "tproxy"}
 MOST_STEPS = 120
+# libiptc.py only gives iptables.py another way to save and restore: once more for it in `make torture`.
+DISTINCT = pytest.mark.parametrize(
+    "backend", ["nft", "iptables-nft", "iptables-legacy", pytest.param("libiptc", marks=pytest.mark.torture)], scope="module"
+)
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -41,44 +45,41 @@ def crashes(w: World, verb: str, texts: dict[str, str]) -> Iterator[int]:
     pytest.fail(f"{verb} has more than {MOST_STEPS} steps")
 
 
-def answers(w: World) -> list[Answer]:
-    """Who answers the application and a client, by v4 and v6."""
-    return ask_all(
-        [
-            question
-            for net in NETS.values()
-            for question in (Question(w.pod, net.at("server")), Question(w.far, net.at("pod"), uid=0))
-        ]
-    )
-
-
-CAPTURED = [
-    answer for net in NETS.values() for answer in (Answer("outbound", net.at("server")), Answer("inbound", net.at("pod")))
-]
+def assert_no_leak(w: World, backend: str, step: int) -> None:
+    """Nothing goes around the proxy, by v4 or v6. nft goes on capturing; iptables may hold traffic back instead."""
+    captured = [answer for net in NETS.values() for answer in (Answer("outbound", net.at("server")), Answer("inbound", net.at("pod")))]
+    questions = [question for net in NETS.values() for question in (Question(w.pod, net.at("server")), Question(w.far, net.at("pod"), uid=0))]
+    if backend == "nft":
+        assert ask_all(questions) == captured, f"step {step}"
+        return
+    answers = ask_all(questions, timeout_s=LOST_S)
+    assert all(answer in (LOST, wanted) for answer, wanted in zip(answers, captured, strict=True)), f"step {step}: {answers}"
 
 
 def test_reconfiguring(w: World, backend: str) -> None:
     old, new = {"backend": backend, **OLD}, {"backend": backend, **NEW}
     for step in crashes_from(w, old, "enable", new):
-        assert answers(w) == CAPTURED, f"step {step}"
+        assert_no_leak(w, backend, step)
         if backend == "nft":
             assert nft_holds(w, OLD) or nft_holds(w, NEW), f"step {step}"
         assert_mended(w, new if step % 2 else old)
 
 
+@DISTINCT
 def test_enabling_the_first_time(w: World, backend: str) -> None:
     before = snapshot(w.pod)
     new = {"backend": backend, **NEW}
     for step in crashes(w, "enable", new):
         if backend == "nft":
             assert nft_holds(w, None) or nft_holds(w, NEW), f"step {step}"
-        if step % 2:
+        if step % 3 == 1:
             assert_mended(w, new)
         capture.disable(netns=w.pod.name)
         assert snapshot(w.pod) == before, f"step {step}"
     capture.disable(netns=w.pod.name)
 
 
+@DISTINCT
 def test_disabling(w: World, backend: str) -> None:
     before = snapshot(w.pod)
     old = {"backend": backend, **NEW}
@@ -89,10 +90,11 @@ def test_disabling(w: World, backend: str) -> None:
         assert snapshot(w.pod) == before, f"step {step}"
 
 
+@DISTINCT
 def test_changing_the_backend(w: World, backend: str) -> None:
     old, new = {"backend": "iptables-nft" if backend == "nft" else "nft", **OLD}, {"backend": backend, **OLD}
     for step in crashes_from(w, old, "enable", new):
-        assert answers(w) == CAPTURED, f"step {step}"
+        assert_no_leak(w, backend, step)
         assert_mended(w, new if step % 2 else old)
 
 

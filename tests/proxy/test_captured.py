@@ -228,7 +228,7 @@ def test_udp_is_relayed_and_replies_come_from_the_original_destination(tproxying
     server = listen(tproxying.far, net["far"], 9000, socket.SOCK_DGRAM)
     # The client is connected: a reply from any other source would not be delivered.
     with (
-        proxy(tproxying.pod, **TPROXY, udp_listeners=udp, udp_idle_s=0.3) as running,
+        proxy(tproxying.pod, **TPROXY, udp_listeners=udp, udp_idle_s=2.0) as running,
         server,
         client(tproxying.pod, net["far"], 9000, socket.SOCK_DGRAM) as near,
     ):
@@ -257,6 +257,23 @@ def test_inbound_udp_reaches_the_application_from_the_passthrough_address(tproxy
         assert near.recv(100) == PONG
         assert running.stop() == 0
     assert [(flow["direction"], flow["reason"]) for flow in running.flows] == [("inbound", "drained")]
+
+
+@NETS
+def test_inbound_udp_reaches_a_server_on_all_addresses(tproxying: Pods, net: dict[str, str]) -> None:
+    """Most servers: no SO_REUSEADDR, and the kernel chooses what they answer from."""
+    udp = [("inbound", "tproxy", INBOUND, family) for family in FAMILIES]
+    with (
+        proxy(tproxying.pod, **TPROXY, udp_listeners=udp),
+        listen(tproxying.pod, "::" if ":" in net["pod"] else "0.0.0.0", APP_PORT, socket.SOCK_DGRAM) as server,
+        client(tproxying.far, net["pod"], APP_PORT, socket.SOCK_DGRAM) as near,
+    ):
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+        for _ in range(2):
+            near.send(PING)
+            question, peer = server.recvfrom(100)
+            server.sendto(question[::-1], peer)
+            assert near.recv(100) == PING[::-1]
 
 
 @NETS
