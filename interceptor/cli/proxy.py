@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
-from dataclasses import replace
 
 import click
 
@@ -15,6 +15,7 @@ from interceptor.config import Config
 from interceptor.errors import ConfigError, Problem
 from interceptor.netns import enter_for_good, locate
 from interceptor.proxy.configured import settings as configured
+from interceptor.proxy.flow_log import FlowLog
 from interceptor.proxy.server import Proxy, open_listeners
 from interceptor.proxy.settings import ListenFamily, ProxySettings
 from interceptor.sources import Resolved
@@ -36,14 +37,16 @@ def command(resolved: Resolved, netns: str | None, as_json: bool, user: str | No
     Ends on SIGTERM or SIGINT, when the connections have ended or the deadline has passed. The counters are printed then,
     on stderr (with --json as one JSON document).
     """
-    settings = replace(_settings(resolved.config, netns, user), drain_deadline_s=drain_deadline)
+    settings = dataclasses.replace(_settings(resolved.config, netns, user), drain_deadline_s=drain_deadline)
     if netns is not None:
         enter_for_good(locate(netns))
-    proxy = Proxy(settings, open_listeners(settings), lambda flow: print(flow.to_json(), flush=True))
+    listeners = open_listeners(settings)
+    log = FlowLog(sys.stdout.fileno())
+    proxy = Proxy(settings, listeners, lambda flow: log.write(flow.to_json()))
     names = ", ".join(str(listener) for listener in settings.listeners)
     proxy.run(lambda: print(f"interceptor: listening: {names}", file=sys.stderr, flush=True))
-    counters = proxy.counters
-    shown = {"accepted": counters.accepted, "refused": dict(counters.refused), "ended": dict(counters.ended)}
+    log.close()
+    shown = {**dataclasses.asdict(proxy.counters), "flow_records_lost": log.lost}
     print(json.dumps(shown) if as_json else f"interceptor: {shown}", file=sys.stderr)
     return 0
 

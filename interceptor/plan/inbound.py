@@ -49,7 +49,8 @@ def _excluded_ports(config: Config, protos: tuple[Proto, ...]) -> Iterator[Rule]
 
 
 def _included_ports(config: Config, protos: tuple[Proto, ...], to_proxy: str) -> Iterator[Rule]:
-    option = "--include-inbound-ports" if config.include_inbound_ports else f"--inbound {config.inbound}"
     for proto in protos:
+        mechanism = "--udp tproxy" if proto is Proto.UDP else f"--inbound {config.inbound}"
+        option = "--include-inbound-ports" if config.include_inbound_ports else mechanism
         match = Match(proto=proto, dports=config.include_inbound_ports)
         yield Rule(match, Goto(to_proxy), "captured inbound", option)

@@ -162,7 +162,7 @@ def _include_stages(
         stages.append(((Match(gids=config.include_gids),), "--include-gids"))
     everything = tuple(Match(proto=proto) for proto in capturing.protos)
     if not stages:
-        stages.append((everything, f"--outbound {config.outbound}"))
+        stages.append((everything, ""))
     for number, (matches, option) in enumerate(stages):
         last = number == len(stages) - 1
         target = capturing.to_proxy if last else f"{name}_{number + 2}"
@@ -173,8 +173,12 @@ def _include_stages(
             if matches[:1] and matches[0].proto
             else tuple(replace(match, proto=proto) for match in matches for proto in capturing.protos)
         )
-        rules = tuple(Rule(match, Goto(target), why, option) for match in complete)
+        rules = tuple(Rule(match, Goto(target), why, option or _mechanism(config, match)) for match in complete)
         yield Chain(capturing.table, f"{name}_{number + 1}", rules)
+
+
+def _mechanism(config: Config, match: Match) -> str:
+    return "--udp tproxy" if match.proto is Proto.UDP else f"--outbound {config.outbound}"
 
 
 def zone_rules(config: Config) -> tuple[Rule, ...]:

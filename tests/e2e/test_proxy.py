@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -126,3 +128,33 @@ def test_probe_asks_the_running_proxy(place: Place) -> None:
     outbound = [result["status"] for result in json.loads(done.stdout) if result["direction"] == "outbound"]
     assert outbound == ["ok", "ok"]
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("reader", ["gone", "stuck", "disk full"])
+def test_flow_log_that_nobody_takes_stops_no_connection(place: Place, reader: str) -> None:
+    other = NETS["v4"][1]
+    subprocess.run(interceptor("init", "--netns", place.pod.name), check=True, capture_output=True)
+    reading, writing = os.pipe()
+    stdout = os.open("/dev/full", os.O_WRONLY) if reader == "disk full" else writing
+    if reader == "stuck":
+        os.set_blocking(writing, False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(writing, b"." * 4096)
+        os.set_blocking(writing, True)
+    with subprocess.Popen(
+        interceptor("proxy", "--netns", place.pod.name), stdout=stdout, stderr=subprocess.PIPE, text=True
+    ) as proxy:
+        assert proxy.stderr is not None
+        assert "listening" in proxy.stderr.readline()
+        if reader == "gone":
+            os.close(reading)
+
+        answers = {ask(place.pod, at(other)) for _ in range(20)}
+
+        proxy.send_signal(signal.SIGTERM)
+        proxy.communicate(timeout=20)
+    for descriptor in {writing, stdout} | ({reading} if reader != "gone" else set()):
+        os.close(descriptor)
+    assert answers == {Answer("far", at(other))}
+    assert proxy.returncode == 0
