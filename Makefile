@@ -24,10 +24,10 @@ unit: $(STAMP)
 	$(BIN)/pytest -q tests/unit tests/property
 
 test: check
-	$(BIN)/pytest -q -m 'not torture' tests/netns tests/proxy tests/e2e
+	$(BIN)/pytest -q -n 4 --dist loadscope -m 'not torture' tests/netns tests/proxy tests/e2e
 
 netns: $(STAMP)
-	$(BIN)/pytest -q -m 'not torture' tests/netns
+	$(BIN)/pytest -q -n 4 --dist loadscope -m 'not torture' tests/netns
 
 # Long: 2,000 sampled packets a backend against `walk`, deep hypothesis profiles.
 torture: $(STAMP)

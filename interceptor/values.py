@@ -151,7 +151,7 @@ def parse_cidrs(text: str) -> tuple[Network, ...]:
     found: dict[Network, None] = {}
     for item in items(text):
         if "%" in item:
-            raise ValueError(f"{item!r} is no CIDR (rules know no scope); leave {item[item.index('%') :]} out")
+            raise ValueError(f"{item!r} is no CIDR (rules know no scope like %eth0); write 10.0.0.0/8 or fd00::/8")
         try:
             found[ipaddress.ip_network(item)] = None
         except ValueError as error:

@@ -156,9 +156,18 @@ class IptablesBackend:
     def remove(self) -> bool:
         """Take away all our chains and jumps; whether there were any."""
         found = False
-        for family, held in self._held().items():
-            self._restore(family, {}, held.tables)
-            found |= bool(held.tables)
+        before = self._held()
+        begun: list[Family] = []
+        try:
+            for family, held in before.items():
+                begun.append(family)
+                self._restore(family, {}, held.tables)
+                found |= bool(held.tables)
+        except InterceptorError as error:
+            # A rule of somebody else's leads into a chain of ours, which then cannot be deleted.
+            self._roll_back(begun, before, error)
+            raise
+        for family in before:
             found |= self._tool.tidy(family)
         found |= cttimeout.remove_all()
         return found

@@ -6,7 +6,7 @@ This module says which of the kernel's hooks lead where, for each mechanism.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 from interceptor.config import Config
@@ -15,6 +15,7 @@ from interceptor.plan import outbound as out
 from interceptor.plan.inbound import inbound_chain
 from interceptor.plan.model import (
     Chain,
+    ConnectionMarks,
     Direction,
     Drop,
     Goto,
@@ -38,21 +39,6 @@ from interceptor.values import Family, Mark, Network, Proto
 
 FIRST_TCP = Match(proto=Proto.TCP, syn=True)
 DNS_UDP = Match(proto=Proto.UDP, dports=out.DNS_PORTS)
-
-
-@dataclass(frozen=True, slots=True)
-class ConnectionMarks:
-    """What a TPROXY'd connection is; the values follow `--tproxy-mark`, under its mask."""
-
-    outbound: Mark  # captured on its way out: its packets are sent round through lo
-    self_call: Mark  # the proxy to its own pod: inbound
-    original_source: Mark  # the proxy to the application, from the client's address: replies come back through lo
-    none: Mark
-
-    @classmethod
-    def of(cls, mark: Mark) -> ConnectionMarks:
-        outbound, self_call, original_source = (Mark(mark.value + step, mark.mask) for step in range(3))
-        return cls(outbound, self_call, original_source, none=Mark(0, mark.mask))
 
 
 def build_plan(config: Config, facts: HostFacts) -> Plan:
@@ -171,6 +157,10 @@ class _Builder:
             yield inbound_chain(self.config, Table.NAT, (Proto.TCP,), "TO_INBOUND", "INBOUND")
             arriving += self.enter(FIRST_TCP, Jump("INBOUND"), "inbound", "--inbound")
         yield from self._nat_sinks(redirects_out, redirects_in)
+        if not local and self.config.uses_tproxy:
+            # The kernel translates only while some NAT chain stands: connections that REDIRECT rules took before need it.
+            local.append(Rule(FIRST_TCP, Jump("OLDER"), "older connections keep their NAT", "built in"))
+            yield Chain(Table.NAT, "OLDER", ())
         yield Chain(Table.NAT, "OUTPUT", tuple(local), Hook.OUTPUT)
         if len(arriving) > len(self.config.exclude_interfaces):
             yield Chain(Table.NAT, "PREROUTING", tuple(arriving), Hook.PREROUTING)
@@ -324,8 +314,9 @@ class _Builder:
             yield from self._virtual_is_outbound()
         for proto in self._inbound_tproxy_protos():
             # Replies to this pod's own connections arrive here too: their direction tells them apart.
-            local = True if proto is Proto.UDP else None
-            match = Match(proto=proto, direction=Direction.ORIGINAL, dst_is_local=local)
+            # A connection that REDIRECT rules took before has a socket of its own, on another port: it goes on as it was.
+            direction = Match(proto=proto, direction=Direction.ORIGINAL)
+            match = replace(direction, dst_is_local=True) if proto is Proto.UDP else replace(direction, untranslated=True)
             yield from self.enter(match, Jump("TPROXY_IN"), "inbound", "--inbound")
         yield from self._blocked_virtual_entries()
         yield from self._blocked_entries("BLOCK_INBOUND", self.config.inbound != "off", udp=self.udp_in, udp_dst_is_local=True)

@@ -69,6 +69,7 @@ class Match:
     cgroup: str | None = None
     invalid: bool = False  # conntrack state INVALID
     direction: Direction | None = None
+    untranslated: bool = False  # no NAT changes the connection's destination
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +190,21 @@ class Chain:
     name: str
     rules: tuple[Rule, ...]
     hook: Hook | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionMarks:
+    """What a TPROXY'd connection is; the values follow `--tproxy-mark`, under its mask."""
+
+    outbound: Mark  # captured on its way out: its packets are sent round through lo
+    self_call: Mark  # the proxy to its own pod: inbound
+    original_source: Mark  # the proxy to the application, from the client's address: replies come back through lo
+    none: Mark
+
+    @classmethod
+    def of(cls, mark: Mark) -> ConnectionMarks:
+        outbound, self_call, original_source = (Mark(mark.value + step, mark.mask) for step in range(3))
+        return cls(outbound, self_call, original_source, none=Mark(0, mark.mask))
 
 
 @dataclass(frozen=True, slots=True)

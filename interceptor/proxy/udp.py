@@ -20,8 +20,8 @@ from interceptor.proxy.loop import Scheduled
 from interceptor.proxy.netlink import SocketOwner
 from interceptor.proxy.original_dst import DirectDial, refuse_loop
 from interceptor.proxy.owner import Process
-from interceptor.proxy.runtime import Runtime
 from interceptor.proxy.raw_udp import reply
+from interceptor.proxy.runtime import Runtime
 from interceptor.proxy.upstream import PASSTHROUGH_SOURCES, UpstreamError
 from interceptor.sockets import Address, address, original_dst_of, receive_errors, set_mark, set_transparent
 

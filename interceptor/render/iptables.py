@@ -167,6 +167,8 @@ def _other_matches(match: Match) -> Iterator[str]:
         yield "-m conntrack --ctstate INVALID"
     if match.direction is not None:
         yield f"-m conntrack --ctdir {match.direction.value.upper()}"
+    if match.untranslated:
+        yield "-m conntrack ! --ctstate DNAT"
     for end, wanted in (("src", match.src_is_local), ("dst", match.dst_is_local)):
         if wanted is not None:
             yield f"-m addrtype {'' if wanted else '! '}--{end}-type LOCAL"

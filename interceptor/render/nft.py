@@ -166,6 +166,8 @@ def _state_parts(match: Match) -> Iterator[str]:
         yield "ct state invalid"
     if match.direction is not None:
         yield f"ct direction {match.direction.value}"
+    if match.untranslated:
+        yield "ct status ! dnat"
 
 
 def _mark_test(left: str, mark: Mark) -> str:

@@ -24,8 +24,8 @@ from tests.rig.world import NETS, World
 OLD = {"exclude_outbound_ports": "1-70,9999", "dns": "all"}
 NEW = {"inbound": "tproxy", "exclude_uids": "5-9", "udp": "tproxy"}
 MOST_STEPS = 120
-# libiptc.py only gives iptables.py another way to save and restore: once more for it in `make torture`.
-DISTINCT = pytest.mark.parametrize(
+# libiptc.py only gives iptables.py another way to save and restore: `make torture` kills it, too.
+pytestmark = pytest.mark.parametrize(
     "backend", ["nft", "iptables-nft", "iptables-legacy", pytest.param("libiptc", marks=pytest.mark.torture)], scope="module"
 )
 REPOSITORY = Path(__file__).parents[2]
@@ -65,7 +65,6 @@ def test_reconfiguring(w: World, backend: str) -> None:
         assert_mended(w, new if step % 2 else old)
 
 
-@DISTINCT
 def test_enabling_the_first_time(w: World, backend: str) -> None:
     before = snapshot(w.pod)
     new = {"backend": backend, **NEW}
@@ -79,7 +78,6 @@ def test_enabling_the_first_time(w: World, backend: str) -> None:
     capture.disable(netns=w.pod.name)
 
 
-@DISTINCT
 def test_disabling(w: World, backend: str) -> None:
     before = snapshot(w.pod)
     old = {"backend": backend, **NEW}
@@ -90,7 +88,6 @@ def test_disabling(w: World, backend: str) -> None:
         assert snapshot(w.pod) == before, f"step {step}"
 
 
-@DISTINCT
 def test_changing_the_backend(w: World, backend: str) -> None:
     old, new = {"backend": "iptables-nft" if backend == "nft" else "nft", **OLD}, {"backend": backend, **OLD}
     for step in crashes_from(w, old, "enable", new):

@@ -18,7 +18,7 @@ from interceptor.plan.model import Plan
 from interceptor.plan.walk import Outcome, Packet, walk
 from interceptor.values import Proto
 from tests.rig.capturing import options
-from tests.rig.client import LOST_S, PROXY_UID, Question, ask_all
+from tests.rig.client import LOST_S, Question, ask_all
 from tests.rig.kernel import forget_connections
 from tests.rig.net import resolv_conf
 from tests.rig.sockets import split
@@ -36,8 +36,8 @@ PORT_LISTS = ("80", "53,443", "6000-6050", "8080,9000-9100", "1-1023", ",".join(
 CIDRS = ("10.0.2.2,fd00:2::2", "10.0.2.0/24,fd00:2::/64", "10.0.1.1", "fd00:1::/64", "10.0.4.0/24,fd00:4::1,10.0.3.0/24,fd00:3::/64")
 # Option -> the texts it is drawn from; most keep their default in most configurations.
 CHOSEN = {
-    "inbound": ("redirect", "tproxy", "off"),
-    "outbound": ("redirect", "tproxy", "off"),
+    "inbound": ("redirect", "redirect", "tproxy", "tproxy", "off"),
+    "outbound": ("redirect", "redirect", "tproxy", "tproxy", "off"),
     "udp": ("off", "tproxy"),
     "dns": ("off", "resolv-conf", "all"),
     "ip_family": ("auto", "auto", "v4", "v6"),
@@ -111,7 +111,7 @@ def draw_config(backend: str, chance: random.Random) -> tuple[dict[str, str], Co
     """A valid configuration, as texts and parsed."""
     while True:
         texts = {name: chance.choice(choices) for name, choices in CHOSEN.items()}
-        texts |= {name: chance.choice(choices) for name, choices in SELDOM.items() if chance.random() < 0.2}
+        texts |= {name: chance.choice(choices) for name, choices in SELDOM.items() if chance.random() < 0.12}
         try:
             return texts, options(backend=backend, **texts)
         except ConfigError:
@@ -140,7 +140,7 @@ def _to_itself(w: World, net: Net, plan: Plan, chance: random.Random) -> tuple[Q
 
 
 def _question(w: World, to: str, chance: random.Random, source: str | None = None) -> Question:
-    uid = chance.choice((*IDS, PROXY_UID))
+    uid = chance.choice(IDS)
     gid = uid if chance.random() < 0.5 else chance.choice(IDS)
     proto = chance.choice(("tcp", "udp"))
     return Question(w.pod, to, proto, uid=uid, gid=gid, mark=chance.choice(MARKS), source=source)

@@ -145,6 +145,11 @@ def test_plan_prints_both_families_for_iptables(capsys: Capture) -> None:
     assert ":INTERCEPT_OUTBOUND - [0:0]" in text
 
 
+def test_plan_of_a_cgroup_has_no_iptables_text(capsys: Capture) -> None:
+    assert main(["plan", "--proxy-cgroup", "a", "--format", "iptables"]) == ConfigError.exit_code
+    assert "--format" in capsys.readouterr().err
+
+
 def test_plan_takes_its_format_from_the_backend(capsys: Capture) -> None:
     assert printed(capsys, "plan", "--backend", "libiptc") == printed(capsys, "plan", "--format", "iptables")
 

@@ -105,3 +105,14 @@ def test_tcp_syn_and_ports_stand_together() -> None:
     match = Match(proto=Proto.TCP, syn=True, dports=(PortRange(53, 53),))
 
     assert lines(match) == ["-p tcp -m tcp --dport 53 --tcp-flags FIN,SYN,RST,ACK SYN"]
+
+
+def test_a_network_of_everything_is_left_out_as_iptables_save_does() -> None:
+    match = Match(dst=(ipaddress.ip_network("0.0.0.0/0"),))
+
+    assert lines(match) == ['-m comment --comment "w" -j RETURN']
+    assert lines(match, Family.V6) == []
+
+
+def test_a_mapped_address_is_written_as_iptables_save_does() -> None:
+    assert lines(Match(src=(ipaddress.ip_network("::ffff:1.2.3.4/128"),)), Family.V6) == ["-s ::ffff:1.2.3.4/128"]

@@ -91,3 +91,11 @@ def test_comments_are_one_a_line_of_the_kernel() -> None:
     for chain in plan.chains:
         without_hook = parsed[nft.chain_name(chain)][1 if chain.hook else 0 :]
         assert len(nft.comments(plan)[nft.chain_name(chain)]) == len(without_hook), chain.name
+
+
+def test_a_mapped_address_is_written_as_nft_lists_it() -> None:
+    assert lines(Match(dst=(ipaddress.ip_network("::ffff:0:0/96"),))) == ["ip6 daddr ::ffff:0.0.0.0/96 return"]
+
+
+def test_flags_of_the_table_are_seen() -> None:
+    assert nft.parse("table inet interceptor {\n\tflags dormant\n}\n") == {"table flags": ("flags dormant",)}

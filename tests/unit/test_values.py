@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from itertools import pairwise
 
 import pytest
@@ -18,6 +19,7 @@ from interceptor.values import (
     UidRule,
     contains,
     join,
+    kernel_text,
     merge,
     parse_cidrs,
     parse_ids,
@@ -197,9 +199,9 @@ def test_cidrs_keep_their_members(address: object, prefix: int) -> None:
 
 @pytest.mark.parametrize("text", ["::ffff:1.2.3.4", "::1.2.3.4", "::1", "::", "::ffff:0.0.0.0", "64:ff9b::102:304", "10.0.0.1"])
 def test_an_address_is_written_as_the_kernels_tools_write_it(text: str) -> None:
-    assert values.kernel_text(ipaddress.ip_address(text)) == text
+    assert kernel_text(ipaddress.ip_address(text)) == text
 
 
 def test_a_scope_in_a_cidr_is_refused_not_dropped() -> None:
     with pytest.raises(ValueError, match="scope"):
-        values.parse_cidrs("fe80::1%eth0")
+        parse_cidrs("fe80::1%eth0")
