@@ -111,7 +111,7 @@ def test_dns_goes_to_its_own_port_beside_udp(outbound: str, net: Net, enabled: C
 
 
 def test_nobody_listening_for_tproxy_is_no_way_around(w: World, net: Net, enabled: Capture, app: Ask) -> None:
-    enabled(**FULL, outbound_port="15101", inbound_port="15106")
+    enabled(**FULL, outbound_port="15901", inbound_port="15906")
     before = w.servers.seen.copy()
     questions = [Question(w.pod, net.at("server"), proto) for proto in ("tcp", "udp")]
     questions += [Question(w.far, net.at("pod"), proto, uid=0) for proto in ("tcp", "udp")]

@@ -47,8 +47,14 @@ def crashes(w: World, verb: str, texts: dict[str, str]) -> Iterator[int]:
 
 def assert_no_leak(w: World, backend: str, step: int) -> None:
     """Nothing goes around the proxy, by v4 or v6. nft goes on capturing; iptables may hold traffic back instead."""
-    captured = [answer for net in NETS.values() for answer in (Answer("outbound", net.at("server")), Answer("inbound", net.at("pod")))]
-    questions = [question for net in NETS.values() for question in (Question(w.pod, net.at("server")), Question(w.far, net.at("pod"), uid=0))]
+    captured = [
+        answer for net in NETS.values() for answer in (Answer("outbound", net.at("server")), Answer("inbound", net.at("pod")))
+    ]
+    questions = [
+        question
+        for net in NETS.values()
+        for question in (Question(w.pod, net.at("server")), Question(w.far, net.at("pod"), uid=0))
+    ]
     if backend == "nft":
         assert ask_all(questions) == captured, f"step {step}"
         return

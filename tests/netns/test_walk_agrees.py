@@ -32,8 +32,21 @@ LISTENERS = {OUTBOUND: "outbound", INBOUND: "inbound", DNS: "dns"}
 FAR_PORTS = (*PORTS, *LISTENERS)
 
 OWNERS = ("0", "1000", "1337", "2000-2010", "2005", "70000", "1000,2005")
-PORT_LISTS = ("80", "53,443", "6000-6050", "8080,9000-9100", "1-1023", ",".join(str(port) for port in range(6001, 6100, 3)) + ",80")
-CIDRS = ("10.0.2.2,fd00:2::2", "10.0.2.0/24,fd00:2::/64", "10.0.1.1", "fd00:1::/64", "10.0.4.0/24,fd00:4::1,10.0.3.0/24,fd00:3::/64")
+PORT_LISTS = (
+    "80",
+    "53,443",
+    "6000-6050",
+    "8080,9000-9100",
+    "1-1023",
+    ",".join(str(port) for port in range(6001, 6100, 3)) + ",80",
+)
+CIDRS = (
+    "10.0.2.2,fd00:2::2",
+    "10.0.2.0/24,fd00:2::/64",
+    "10.0.1.1",
+    "fd00:1::/64",
+    "10.0.4.0/24,fd00:4::1,10.0.3.0/24,fd00:3::/64",
+)
 # Option -> the texts it is drawn from; most keep their default in most configurations.
 CHOSEN = {
     "inbound": ("redirect", "redirect", "tproxy", "tproxy", "off"),
