@@ -95,15 +95,15 @@ def walked(w: World, backend: str) -> Iterator[World]:
 
 
 def test_short(walked: World, backend: str) -> None:
-    compare(walked, backend, random.Random(f"short {backend}"), SHORT[backend])
+    assert_agreement(walked, backend, random.Random(f"short {backend}"), SHORT[backend])
 
 
 @pytest.mark.torture
 def test_long(walked: World, backend: str) -> None:
-    compare(walked, backend, random.Random(f"long {backend}"), LONG[backend])
+    assert_agreement(walked, backend, random.Random(f"long {backend}"), LONG[backend])
 
 
-def compare(w: World, backend: str, chance: random.Random, count: int) -> None:
+def assert_agreement(w: World, backend: str, chance: random.Random, count: int) -> None:
     """`count` random configurations, PAIRS_PER_CONFIG packets each."""
     for _ in range(count):
         texts, config = draw_config(backend, chance)

@@ -23,7 +23,7 @@ _POLICY_COUNTERS = re.compile(r"^(:\w+ (?!- )\w+) \[\d+:\d+\]", re.MULTILINE)  #
 
 
 def snapshot(pod: Pod) -> dict[str, str]:
-    """Everything that capture touches, with the counters of rules. Tables that hold no rule and no chain of anyone count as nothing."""
+    """Everything that capture touches, with the counters of rules. A table without rules and chains counts as nothing."""
     found = {" ".join(argv): _VOLATILE.sub("", pod.run(*argv)) for argv in STATE}
     for program in SAVES:
         # Listing a legacy table creates it; save reads /proc first and lists only what is there.
@@ -48,7 +48,7 @@ def _is_empty_nft(block: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """Every rule with its handle, and every counter, of nft and both iptables: a rewrite changes them, even to the same rules."""
+    """Every rule with its handle and every counter, of nft and both iptables: a rewrite changes them, even to the same."""
 
     rules: str
     counters: tuple[int, ...]
