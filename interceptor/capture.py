@@ -130,7 +130,7 @@ def _entered(namespace: str | None) -> AbstractContextManager[None]:
 @contextmanager
 def _to_change(namespace: str | None, allow_host: bool) -> Iterator[None]:
     with _entered(namespace):
-        _guard(allow_host)
+        guard(allow_host)
         with netns.locked():
             yield
 
@@ -142,7 +142,8 @@ def _refuse_out_of_reach(missing: dict[detect.BackendName, str]) -> None:
         )
 
 
-def _guard(allow_host: bool) -> None:
+def guard(allow_host: bool) -> None:
+    """Raises NetnsError in the host's own network namespace, unless `allow_host`."""
     if not allow_host and netns.is_host():
         raise NetnsError(
             "this is the host's own network namespace: rules here capture every program of the machine. "

@@ -15,16 +15,17 @@ FAILED = 126  # istio-iptables' ValidationErrorCode: its repair controller keys 
 
 
 @click.command(cls=ConfiguredCommand)
+@click.option("--host", is_flag=True, help="Allow it in the host's own network namespace.")
 @click.option("--strict", is_flag=True, help="A path that could not be probed is a failure, too.")
 @common_options
 @config_options
-def command(resolved: Resolved, netns: str | None, as_json: bool, strict: bool) -> int:
+def command(resolved: Resolved, netns: str | None, as_json: bool, strict: bool, host: bool) -> int:
     """Send real packets down every captured path, as the right users; exit 126 when one does not arrive.
 
     Listens on the proxy's ports, or asks the running proxy. Packets go to documentation addresses, unless the include lists
     leave out all of them. Needs root for other users' packets, and a route for each family.
     """
-    results = probe(resolved.config, netns_name=netns)
+    results = probe(resolved.config, netns_name=netns, allow_host=host)
     if as_json:
         print_json([_document(result) for result in results])
     else:

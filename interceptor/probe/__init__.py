@@ -29,13 +29,14 @@ class Result:
     rule: str
 
 
-def probe(config: Config, *, netns_name: str | None = None) -> tuple[Result, ...]:
+def probe(config: Config, *, netns_name: str | None = None, allow_host: bool = False) -> tuple[Result, ...]:
     """Probe every path that `config` captures, here or in a namespace. Adds an interface for inbound paths, and removes it.
 
     Needs root for other users' packets and for inbound ones; a path that needs what we do not have is "not probed".
     """
     prepared = capture.prepare(config, netns=netns_name)
     with netns.entered(None if netns_name is None else netns.locate(netns_name)), ExitStack() as stack:
+        capture.guard(allow_host)
         wanted = paths(config, prepared.plan, facts.local_addresses())
         beside = (
             stack.enter_context(neighbour.made(prepared.plan.families))
