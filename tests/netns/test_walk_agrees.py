@@ -220,4 +220,7 @@ def ask_as_expected(questions: list[Question], expected: list[str]) -> list[str]
         numbers = [number for number, wanted in enumerate(expected) if (wanted == "lost") is lost]
         answers = ask_all([questions[number] for number in numbers], **({"timeout_s": LOST_S} if lost else {}))
         found |= {number: answer.by for number, answer in zip(numbers, answers, strict=True)}
+    # A datagram may be lost on a busy machine; one that a rule drops is lost every time.
+    again = [number for number, by in found.items() if by == "lost" != expected[number] and questions[number].proto == "udp"]
+    found |= dict(zip(again, (answer.by for answer in ask_all([questions[number] for number in again])), strict=True))
     return [found[number] for number in range(len(questions))]
