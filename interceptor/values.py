@@ -100,6 +100,7 @@ class UidRule:
 
 
 _Range = TypeVar("_Range", PortRange, IdRange)
+_Item = TypeVar("_Item")
 
 
 def join(values: Iterable[object]) -> str:
@@ -124,7 +125,7 @@ def parse_ports(text: str) -> tuple[PortRange, ...]:
     """Ports and ranges in a comma list, sorted and merged. `*` alone means all and gives ()."""
     if text.strip() == "*":
         return ()
-    return merge(PortRange(*_bounds(item, parse_port)) for item in items(text))
+    return merge(_each(text, lambda item: PortRange(*_bounds(item, parse_port))))
 
 
 def parse_ids(text: str, lookup: NameLookup) -> tuple[IdRange, ...]:
@@ -141,22 +142,14 @@ def parse_ids(text: str, lookup: NameLookup) -> tuple[IdRange, ...]:
             raise ValueError(f"{item!r} is no id: a number from 0 to {MAX_ID}, a range of them, or a name")
         return number
 
-    return merge(IdRange(*_bounds(item, parse_id)) for item in items(text))
+    return merge(_each(text, lambda item: IdRange(*_bounds(item, parse_id))))
 
 
 def parse_cidrs(text: str) -> tuple[Network, ...]:
     """Addresses and CIDRs of both families in a comma list; host bits must be zero. `*` alone gives ()."""
     if text.strip() == "*":
         return ()
-    found: dict[Network, None] = {}
-    for item in items(text):
-        if "%" in item:
-            raise ValueError(f"{item!r} is no CIDR (rules know no scope like %eth0); write 10.0.0.0/8 or fd00::/8")
-        try:
-            found[ipaddress.ip_network(item)] = None
-        except ValueError as error:
-            reason = "host bits are set" if "host bits" in str(error) else "not an address"
-            raise ValueError(f"{item!r} is no CIDR ({reason}); write 10.0.0.0/8 or fd00::/8") from error
+    found = dict.fromkeys(_each(text, _parse_cidr))
     # Overlaps would be refused by an nft interval set: keep the widest of each.
     collapsed: list[Network] = []
     for family in Family:
@@ -213,6 +206,30 @@ def _uid_rule(text: str, lookup: NameLookup) -> UidRule:
         raise ValueError(f"{text!r} names no uid: [proto:[ports:]]uids")
     protos = tuple(Proto) if proto == "*" else (Proto(proto),)
     return UidRule(protos, parse_ports(fields[1]) if len(fields) == 3 else (), uids)
+
+
+def _parse_cidr(item: str) -> Network:
+    if "%" in item:
+        raise ValueError(f"{item!r} is no CIDR (rules know no scope like %eth0); write 10.0.0.0/8 or fd00::/8")
+    try:
+        return ipaddress.ip_network(item)
+    except ValueError as error:
+        reason = "host bits are set" if "host bits" in str(error) else "not an address"
+        raise ValueError(f"{item!r} is no CIDR ({reason}); write 10.0.0.0/8 or fd00::/8") from error
+
+
+def _each(text: str, parse: Callable[[str], _Item]) -> list[_Item]:
+    """Every element of a comma list, parsed. Raises ValueError that names all bad ones, not only the first."""
+    found: list[_Item] = []
+    problems: list[str] = []
+    for item in items(text):
+        try:
+            found.append(parse(item))
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        raise ValueError("; ".join(problems))
+    return found
 
 
 def merge(ranges: Iterable[_Range]) -> tuple[_Range, ...]:

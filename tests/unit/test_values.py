@@ -205,3 +205,8 @@ def test_an_address_is_written_as_the_kernels_tools_write_it(text: str) -> None:
 def test_a_scope_in_a_cidr_is_refused_not_dropped() -> None:
     with pytest.raises(ValueError, match="scope"):
         parse_cidrs("fe80::1%eth0")
+
+
+def test_every_bad_item_of_a_list_is_named() -> None:
+    with pytest.raises(ValueError, match="6100-6000.*'0'.*'x'"):
+        parse_ports("6100-6000,80,0,x")
