@@ -73,11 +73,7 @@ def _explained(results: list[Result], config: Config, netns_name: str | None) ->
     if not any(result.status == "failed" for result in results):
         yield from results
         return
-    differences = capture.check(config, netns=netns_name).differences
-    found = (
-        "; ".join(str(difference) for difference in differences[:3])
-        or "the rules are as planned: look at other programs' rules"
-    )
+    found = _suspects(capture.check(config, netns=netns_name))
     for result in results:
         detail = f"{result.detail}; {found}" if result.status == "failed" else result.detail
         yield Result(result.path, result.status, detail, result.rule)

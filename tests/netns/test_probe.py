@@ -58,6 +58,7 @@ def test_without_rules_every_path_fails(pod: Pod) -> None:
     results = probe(options(backend="nft"), netns_name=pod.name)
 
     assert {result.status for result in results} == {"failed"}
+    assert all("run `interceptor init`" in result.detail for result in results)
 
 
 def test_probe_leaves_no_interface_and_no_address(pod: Pod) -> None:
