@@ -41,8 +41,8 @@ def command(resolved: Resolved, netns: str | None, as_json: bool, user: str | No
     if netns is not None:
         enter_for_good(locate(netns))
     listeners = open_listeners(settings)
-    log = FlowLog(sys.stdout.fileno())
     proxy = Proxy(settings, listeners, lambda flow: log.write(flow.to_json()))
+    log = FlowLog(sys.stdout.fileno(), proxy.later)
     names = ", ".join(str(listener) for listener in settings.listeners)
     proxy.run(lambda: print(f"interceptor: listening: {names}", file=sys.stderr, flush=True))
     log.close()
