@@ -17,7 +17,7 @@ from interceptor.proxy.hooks import HEARD_SIZE
 from interceptor.proxy.loop import STREAM
 from interceptor.proxy.relay.base import Running
 from interceptor.proxy.session import Command, Event, Reason, State, advance
-from interceptor.proxy.upstream import UpstreamError
+from interceptor.proxy.upstream import UpstreamError, connect
 from interceptor.sockets import SockAddr, pending_error
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ class Connection:
         "_broken",
         "_destination",
         "_error",
+        "_first",
         "_owner",
         "_process",
         "_reason",
@@ -72,6 +73,7 @@ class Connection:
         self._upstream_local: SockAddr | None = None
         self._owner: SocketOwner | None = None
         self._process: Process | None = None
+        self._first = b""
         self._broken: Event | None = None
         self._error: str | None = None
         self._reason = Reason.CLOSED
@@ -133,7 +135,9 @@ class Connection:
         acceptor = self._acceptor
         runtime = acceptor.runtime
         try:
-            upstream = runtime.dial(acceptor.direction, self.client_address, self._destination)
+            upstream = runtime.open_upstream(acceptor.direction, self.client_address, self._destination)
+            self._first = runtime.relay.prepare(self.client, upstream)
+            connect(upstream, self._destination)
         except UpstreamError as error:
             self._error = str(error)
             self.feed(Event.UPSTREAM_REFUSED)
@@ -174,7 +178,8 @@ class Connection:
         runtime = self._acceptor.runtime
         preface = runtime.hooks.preface
         self.running = running = runtime.relay.join(self.client, self.upstream, self)
-        running.start(b"" if preface is None else preface(self))
+        first, self._first = self._first, b""
+        running.start(first if preface is None else preface(self) + first)
 
     def _end_client(self) -> None:
         _shut_down(self.client)
