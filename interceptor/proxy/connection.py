@@ -16,7 +16,7 @@ from interceptor.proxy.flows import Flow, errno_name
 from interceptor.proxy.hooks import HEARD_SIZE
 from interceptor.proxy.loop import STREAM
 from interceptor.proxy.relay.base import Running
-from interceptor.proxy.session import Command, Event, Reason, State, advance
+from interceptor.proxy.session import TRANSITIONS, Command, Event, IllegalEvent, Reason, State
 from interceptor.proxy.upstream import UpstreamError, connect
 from interceptor.sockets import SockAddr, pending_error
 
@@ -92,8 +92,11 @@ class Connection:
 
     def feed(self, event: Event, number: int = 0) -> None:
         """Tell the session of `event` and carry out what it answers. `number` is a failure's errno."""
-        state, commands, reason = advance(self.state, event)
-        if reason is not None and self.state is not CLOSED:
+        try:
+            state, commands, reason = TRANSITIONS[self.state][event]
+        except KeyError:
+            raise IllegalEvent(self.state, event) from None
+        if reason is not None:
             self._reason = reason
             if event is CLIENT_FAILED or event is UPSTREAM_FAILED:
                 self._broken = event
@@ -213,7 +216,7 @@ class Connection:
         # uid and inode now, since a short-lived client is gone when the flow ends; the search in /proc after the batch.
         runtime = self._acceptor.runtime
         owners = runtime.owners
-        if not owners.may_ask(self.start):
+        if not owners.credit and not owners.renewed(self.start):
             runtime.counters.owners_skipped += 1
             return
         if self._acceptor.direction == "inbound":

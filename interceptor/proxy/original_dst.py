@@ -7,10 +7,19 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from socket import SocketType
+from socket import SOL_IP, SocketType, inet_ntoa
 
 from interceptor.proxy.settings import Listener
-from interceptor.sockets import IpAddress, SockAddr, address, normal, original_dst_v4, original_dst_v6, sockaddr_text
+from interceptor.sockets import (
+    SO_ORIGINAL_DST,
+    SOCKADDR_IN_SIZE,
+    IpAddress,
+    SockAddr,
+    address,
+    normal,
+    original_dst_v6,
+    sockaddr_text,
+)
 
 # ENOENT: conntrack is there and does not know the connection. ENOPROTOOPT: it is not loaded for this family (mitmproxy#7272).
 NO_ENTRY_ERRNOS = frozenset({errno.ENOENT, errno.ENOPROTOOPT})
@@ -55,9 +64,10 @@ def _local_address(sock: SocketType) -> SockAddr:
 
 def _redirected_v4(sock: SocketType) -> SockAddr:
     try:
-        return original_dst_v4(sock)
+        raw = sock.getsockopt(SOL_IP, SO_ORIGINAL_DST, SOCKADDR_IN_SIZE)
     except OSError as error:
         raise _explained(error) from error
+    return (inet_ntoa(raw[4:8]), raw[2] << 8 | raw[3])
 
 
 def _redirected_v6(sock: SocketType) -> SockAddr:

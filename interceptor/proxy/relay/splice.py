@@ -128,19 +128,22 @@ class End:
         """The loop's call: something changed at this end."""
         if events & EPOLLOUT and self.peer.held:
             self.peer.resume()
-        if events & READABLE:
+        if events & MORE:
             self.more |= events & MORE
-            if not self.held:
-                self.read()
-            elif events & EPOLLERR:
-                self._note_error()
+            if self.held:
+                if events & EPOLLERR:
+                    self._note_error()
+                return
+        elif self.held or not events & EPOLLIN:
+            return
+        self.read()
 
     def read(self) -> None:
-        """Take what came, give it to the peer."""
+        """Take what came, give it to the peer. Two calls a payload: this is where requests per second are made."""
         if self.pipe is not None:
             self._move(self.pipe)
             return
-        shared = self.shared
+        shared, peer = self.shared, self.peer
         while True:
             try:
                 size = self.sock.recv_into(shared.buffer)
@@ -153,8 +156,19 @@ class End:
             if not size:
                 self._end()
                 return
-            # With an end behind the bytes, the kernel may hold them for a moment: they and the FIN are then one packet.
-            if not self.write_to_peer(shared.view[:size], MSG_MORE if self.more & EPOLLRDHUP else 0):
+            chunk = shared.view[:size]
+            try:
+                # With an end behind the bytes, the kernel may hold them for a moment: they and the FIN are then one packet.
+                sent = peer.sock.send(chunk, MSG_MORE if self.more & EPOLLRDHUP else 0)
+            except BlockingIOError:
+                sent = 0
+            except OSError as error:
+                peer.break_off(error.errno or errno.EIO)
+                return
+            peer.written += sent
+            if sent < size:
+                self.unsent = bytes(chunk[sent:])
+                self.held = True
                 return
             if size == BUFFER_SIZE:
                 self._read_bulk()
@@ -181,11 +195,11 @@ class End:
             if self._empty(pipe):
                 self.read()
 
-    def write_to_peer(self, chunk: memoryview | bytes, flags: int = 0) -> bool:
+    def write_to_peer(self, chunk: bytes) -> bool:
         """Whether the peer took all of it. The rest is kept, and this end held."""
         peer = self.peer
         try:
-            size = peer.sock.send(chunk, flags)
+            size = peer.sock.send(chunk)
         except BlockingIOError:
             size = 0
         except OSError as error:
@@ -194,7 +208,7 @@ class End:
         peer.written += size
         if size == len(chunk):
             return True
-        self.unsent = bytes(chunk[size:])
+        self.unsent = chunk[size:]
         self.held = True
         return False
 
