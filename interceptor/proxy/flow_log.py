@@ -16,8 +16,10 @@ from typing import TypeAlias
 LIMIT = 10_000
 # Waking the thread for each record would cost more than the rest of the record: they go in batches.
 DELAY_S = 0.02
-# The kernel writes this much to a pipe in one piece (PIPE_BUF, pipe(7)), so that several workers may share one.
-CHUNK_SIZE = 4096
+# What a pipe takes at most. When several processes write to one, only so much as the kernel writes in one piece (PIPE_BUF,
+# pipe(7)): records must not be torn.
+CHUNK_SIZE = 64 * 1024
+SHARED_CHUNK_SIZE = 4096
 # A reader that is stuck must not keep the proxy from ending.
 CLOSE_S = 1.0
 
@@ -27,11 +29,12 @@ Later: TypeAlias = Callable[[float, Callable[[], None]], object]
 class FlowLog:
     """`write` from the proxy's thread; the records appear at `descriptor`, in order, a batch every DELAY_S.
 
-    `later` calls back in the proxy's thread.
+    `later` calls back in the proxy's thread; `alone`: no other process writes there.
     """
 
-    def __init__(self, descriptor: int, later: Later) -> None:
+    def __init__(self, descriptor: int, later: Later, *, alone: bool = True) -> None:
         self.lost = 0
+        self._chunk_size = CHUNK_SIZE if alone else SHARED_CHUNK_SIZE
         self._later = later
         self._batch: list[str] = []
         self._queued = 0  # in all, by the proxy's thread
@@ -71,7 +74,7 @@ class FlowLog:
             size = 0
             for line in batch:
                 record = line.encode() + b"\n"
-                if size + len(record) > CHUNK_SIZE:
+                if size + len(record) > self._chunk_size:
                     self._write(chunk)
                     chunk, size = [], 0
                 chunk.append(record)

@@ -54,7 +54,8 @@ class Flow:
             f'"bytes_sent": {self.sent}, "bytes_received": {self.received}, "duration_ms": {self.duration_ms:.3f}, '
             f'"reason": "{self.reason}", "error": {NULL if error is None else escaped(error)}, '
             f'"uid": {NULL if self.uid is None else self.uid}, "pid": {NULL if self.pid is None else self.pid}, '
-            f'"command": {NULL if command is None else escaped(command)}, "relay": {NULL if relay is None else escaped(relay)}}}'
+            f'"command": {NULL if command is None else escaped(command)}, '
+            f'"relay": {NULL if relay is None else escaped(relay)}}}'
         )
 
 

@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from select import EPOLLIN
 from socket import SocketType
 
 from interceptor.proxy.acceptor import Acceptor
@@ -67,6 +68,15 @@ class Proxy:
     def later(self, delay_s: float, callback: Callable[[], None]) -> object:
         """Call `callback` in the proxy's thread, `delay_s` seconds from now. From that thread only."""
         return self._loop.later(delay_s, callback)
+
+    def stop_at_end_of(self, lifeline: int) -> None:
+        """Begin to drain when the pipe `lifeline` ends: whoever holds its other end is gone. To be called before `run`."""
+
+        def ended(_events: int) -> None:
+            self._loop.unwatch(lifeline)
+            self._told_to_stop(b"")
+
+        self._loop.watch(lifeline, EPOLLIN, ended)
 
     def run(self, on_ready: Callable[[], None] = lambda: None) -> None:
         """Serve until `stop()` or, in the main thread, SIGTERM or SIGINT; then drain and give everything back.
