@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 from collections.abc import Callable
 
 from interceptor.proxy.flow_log import FlowLog
@@ -27,13 +28,17 @@ def serve(settings: ProxySettings, workers: int, flows: int, on_ready: Callable[
         return 0, _serve_here(settings, listeners[0], flows, on_ready, None)
 
     def serve_as(link: Link) -> int:
-        for index, theirs in enumerate(listeners):
-            for each in theirs if index != link.index else ():
+        for theirs in (*listeners[: link.index], *listeners[link.index + 1 :]):
+            for each in theirs:
                 each.close()
         _serve_here(settings, with_own_view(listeners[link.index]), flows, link.say_ready, link)
         return 0
 
-    supervisor = Supervisor(workers, serve_as, settings.drain_deadline_s)
+    def let_go() -> None:
+        for each in itertools.chain(*listeners):
+            each.close()
+
+    supervisor = Supervisor(workers, serve_as, let_go, settings.drain_deadline_s)
     code = supervisor.run(on_ready)
     return code, supervisor.counters()
 

@@ -61,11 +61,15 @@ class _Worker:
 
 
 class Supervisor:
-    """`count` processes that `serve`. Make it before there are threads."""
+    """`count` processes that `serve`. Make it before there are threads.
 
-    def __init__(self, count: int, serve: Serve, drain_deadline_s: float) -> None:
+    `let_go` gives up what is held for the next worker, when there will be no next: else a port stays open that nobody serves.
+    """
+
+    def __init__(self, count: int, serve: Serve, let_go: Callable[[], None], drain_deadline_s: float) -> None:
         self._count = count
         self._serve = serve
+        self._let_go = let_go
         self._drain_deadline_s = drain_deadline_s
         self._loop = Loop()
         self._loop.on_wakeup = self._signalled
@@ -173,6 +177,7 @@ class Supervisor:
         for worker in self._workers.values():
             os.kill(worker.pid, signal.SIGTERM)
         if self._stopping == 1:
+            self._let_go()
             self._loop.later(self._drain_deadline_s + STOP_GRACE_S, self._loop.stop)
         self._end_when_alone()
 
