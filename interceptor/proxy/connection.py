@@ -96,15 +96,18 @@ class Connection:
             state, commands, reason = TRANSITIONS[self.state][event]
         except KeyError:
             raise IllegalEvent(self.state, event) from None
-        if reason is not None:
-            self._reason = reason
-            if event is CLIENT_FAILED or event is UPSTREAM_FAILED:
-                self._broken = event
-            if number and self._error is None:
-                self._error = errno_name(number)
         self.state = state
+        if reason is not None:
+            self._note_end(event, reason, number)
         for command in commands:
             CARRY_OUT[command](self)
+
+    def _note_end(self, event: Event, reason: Reason, number: int) -> None:
+        self._reason = reason
+        if event is CLIENT_FAILED or event is UPSTREAM_FAILED:
+            self._broken = event
+        if number and self._error is None:
+            self._error = errno_name(number)
 
     def watch_client(self) -> None:
         """Notice a client that gives up before there is a relay. Most upstreams open before that is worth its cost."""
