@@ -15,6 +15,7 @@ from interceptor.proxy.flows import Counters, Flow
 from interceptor.proxy.hooks import Hooks
 from interceptor.proxy.identity import CAP_NET_ADMIN, become
 from interceptor.proxy.listeners import BoundListener, open_listeners
+from interceptor.proxy.local_addresses import LocalAddresses
 from interceptor.proxy.loop import Loop
 from interceptor.proxy.owners import Owners
 from interceptor.proxy.relay.choice import choose, open_relay
@@ -46,7 +47,8 @@ class Proxy:
         self._settings = settings
         view = listeners[0].view
         relay = open_relay(choose(settings.relay).name, self._loop)
-        self._runtime = Runtime(settings, self._loop, view, relay, open_socket, on_flow, Owners(view))
+        local = LocalAddresses(view, self._loop)
+        self._runtime = Runtime(settings, self._loop, view, relay, open_socket, on_flow, Owners(view), local)
         self._sweep = Sweep(self._loop, settings.connect_timeout_s, settings.idle_timeout_s)
         self._own_ports = settings.own_ports | {bound.listener.port for bound in listeners}
         self._acceptors: list[Acceptor] = []

@@ -103,6 +103,35 @@ def test_an_idle_flow_is_reset_when_it_is_told_so(world: Pods) -> None:
         assert running.flow()["reason"] == "idle_timeout"
 
 
+@pytest.mark.slow
+def test_a_flow_that_lasts_and_is_silent_has_its_peers_asked_whether_they_live(world: Pods) -> None:
+    def keepalives() -> int:
+        words = [
+            "ip",
+            "netns",
+            "exec",
+            world.pod,
+            "ss",
+            "-Htno",
+            "state",
+            "established",
+            f"( sport = :{OUTBOUND} or dport = :7110 )",
+        ]
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.count("timer:(keepalive,")
+
+    # A quarter of the idle timeout is how often the proxy looks.
+    with (
+        proxy(world.pod, listeners=LISTENERS, idle_timeout_s=4.0),
+        listen(world.far, V4["far"], 7110) as server,
+        client(world.pod, V4["far"], 7110),
+        server.accept()[0],
+    ):
+        deadline = time.monotonic() + DEADLINE_S
+        while keepalives() != 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
 def test_a_client_that_gives_up_while_dialling_is_reported(world: Pods) -> None:
     with proxy(world.pod, listeners=LISTENERS) as running:
         near = client(world.pod, "10.77.0.98", 7104)

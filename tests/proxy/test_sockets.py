@@ -1,4 +1,4 @@
-"""Addresses and socket options, on loopback sockets: no rules, no namespace of its own."""
+"""Addresses and socket options, on loopback sockets: no rules, and but for one test no namespace."""
 
 from __future__ import annotations
 
@@ -9,12 +9,17 @@ from ipaddress import ip_address
 
 import pytest
 
+from interceptor import netns
 from interceptor.errors import ProxyError
 from interceptor.proxy.dns import parse_resolver
 from interceptor.proxy.flows import rfc3339
+from interceptor.proxy.local_addresses import LocalAddresses
+from interceptor.proxy.loop import Loop
 from interceptor.proxy.netlink import Netlink
+from interceptor.proxy.netns_view import NetnsView
 from interceptor.proxy.original_dst import DirectDial, refuse_loop
 from interceptor.sockets import Address, address, decode_sockaddr
+from tests.proxy.pods import pods, run
 
 V4 = Address(ip_address("192.0.2.1"), 443)
 V6 = Address(ip_address("2001:db8::1"), 443)
@@ -91,6 +96,23 @@ def test_own_addresses_are_told_from_others(ip: str, expected: bool) -> None:
     kernel = Netlink()
     assert kernel.is_local(ip_address(ip)) is expected
     kernel.close()
+
+
+@pytest.mark.netns
+def test_an_address_that_comes_or_goes_is_noticed() -> None:
+    with pods("local") as made:
+        with netns.entered(f"/run/netns/{made.pod}"):
+            view = NetnsView()
+        loop = Loop()
+        local = LocalAddresses(view, loop)
+        answers = [local.has(("10.77.0.77", 0))]
+        for verb in ("add", "del"):
+            run("ip", "-n", made.pod, "addr", verb, "10.77.0.77/24", "dev", "eth0")
+            loop.run_once()
+            answers.append(local.has(("10.77.0.77", 0)))
+        loop.close()
+        view.close()
+    assert answers == [False, True, False]
 
 
 @pytest.mark.parametrize("ip", ["127.0.0.1", "10.0.0.1"])
