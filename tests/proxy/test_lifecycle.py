@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import socket
@@ -182,9 +181,9 @@ def test_running_as_the_proxy_user_keeps_net_admin_only_when_needed(world: Pods,
 
 def test_upstreams_are_opened_through_the_seam_alone(world: Pods) -> None:
     """As `interceptor run` does: listeners inside one namespace, the thread outside, upstream sockets in yet another."""
-    opened: list[socket.AddressFamily] = []
+    opened: list[int] = []
 
-    def open_far(family: socket.AddressFamily, kind: socket.SocketKind) -> socket.socket:
+    def open_far(family: int, kind: int) -> socket.socket:
         opened.append(family)
         with netns.entered(f"/run/netns/{world.far}"):
             return socket.socket(family, kind)
@@ -209,16 +208,20 @@ def test_upstreams_are_opened_through_the_seam_alone(world: Pods) -> None:
     assert flows[0].original_dst == ("127.1.2.3", 7106)
 
 
-def test_an_upstream_that_is_reset_as_soon_as_it_is_open_is_heard_and_ends_in_a_reset(world: Pods) -> None:
+def test_an_upstream_that_greets_and_resets_before_we_look_is_heard_and_ends_in_a_reset(world: Pods) -> None:
+    was_reset = threading.Event()
+
     class ResetMeanwhile(socket.socket):
-        def getpeername(self) -> object:
-            raise OSError(errno.ENOTCONN, "the reset came after SO_ERROR had been asked for")
+        def connect_ex(self, to: object) -> int:
+            number = super().connect_ex(to)  # type: ignore[arg-type]
+            assert was_reset.wait(DEADLINE_S)
+            return number
 
     flows: list[Flow] = []
     with netns.entered(f"/run/netns/{world.pod}"):
         listeners = open_listeners(settings(Listener("outbound", "redirect", OUTBOUND, "v4")))
 
-    def open_far(family: socket.AddressFamily, kind: socket.SocketKind) -> socket.socket:
+    def open_far(family: int, kind: int) -> socket.socket:
         with netns.entered(f"/run/netns/{world.far}"):
             return ResetMeanwhile(family, kind)
 
@@ -228,9 +231,10 @@ def test_an_upstream_that_is_reset_as_soon_as_it_is_open_is_heard_and_ends_in_a_
     with listen(world.far, V4["far"], 7109) as server, client(world.pod, V4["far"], 7109) as near:
         accepted, _ = server.accept()
         accepted.sendall(b"busy")
-        assert near.recv(100) == b"busy"
         accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         accepted.close()
+        was_reset.set()
+        assert near.recv(100) == b"busy"
         with pytest.raises(ConnectionResetError):
             near.recv(1)
     served.stop()
@@ -241,7 +245,7 @@ def test_an_upstream_that_is_reset_as_soon_as_it_is_open_is_heard_and_ends_in_a_
 
 @pytest.mark.slow
 def test_running_out_of_descriptors_pauses_accepting_and_recovers(world: Pods) -> None:
-    with proxy(world.pod, listeners=LISTENERS, descriptors=20) as running:
+    with proxy(world.pod, listeners=LISTENERS, descriptors=21) as running:
         with listen(world.far, V4["far"], 7107):
             near = [client(world.pod, V4["far"], 7107) for _ in range(12)]
             running.flow(lambda flow: flow["error"] == "socket: EMFILE")
