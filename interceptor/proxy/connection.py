@@ -249,7 +249,7 @@ class Connection:
                 running.sent if running is not None else 0,
                 running.received if running is not None else 0,
                 duration_s * 1000,
-                self._reason.value,
+                self._reason.text,
                 self._error,
                 owner.uid if owner is not None else None,
                 process.pid if process is not None else None,
