@@ -51,7 +51,7 @@ def command(
     workers: int | None,
     **limits: Any,
 ) -> int:
-    """Forward captured connections to their original destinations; print one JSON line for each on stdout.
+    """Forward captured connections to their original destinations; print one JSON line for each on stdout, as they end.
 
     Ends on SIGTERM or SIGINT, when the connections have ended or the deadline has passed. The counters are printed then,
     on stderr (with --json as one JSON document).
