@@ -5,9 +5,9 @@ All that the CLI and the CNI plugin call. Knows no rule and no text of one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from interceptor import facts, netns
 from interceptor.backends import detect, surroundings
@@ -16,7 +16,7 @@ from interceptor.config import Config, warnings
 from interceptor.errors import BackendError, InterceptorError, NetnsError
 from interceptor.plan.build import build_plan
 from interceptor.plan.model import HostFacts, Plan
-from interceptor.values import join
+from interceptor.values import join, parse_cidrs
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,20 +57,30 @@ class Checked:
     nothing_there: bool = False
 
 
-def prepare(config: Config, *, netns: str | None = None) -> Prepared:
-    """The plan for `config`, here or in a namespace. Reads only; needs no privilege without `netns`."""
+def prepare(config: Config, *, netns: str | None = None, resolvers: Sequence[str] | None = None) -> Prepared:
+    """The plan for `config`, here or in a namespace. Reads only; needs no privilege without `netns`.
+
+    `resolvers` are the name servers that the namespace's resolv.conf will name, where that is not written yet.
+    """
     with _entered(netns):
-        found = facts.look(netns)
+        found = _look(netns, resolvers)
         return Prepared(build_plan(config, found), found)
 
 
-def enable(config: Config, *, netns: str | None = None, allow_host: bool = False) -> Report:
-    """Capture as `config` says. Idempotent; read back before it returns.
+def usable(config: Config) -> str:
+    """The backend that enable() would use, judged by what is installed here. Raises ConfigError, BackendError."""
+    return detect.choose(config.backend, detect.missing_parts(config.backend), needs_nft=config.proxy_cgroup is not None).name
+
+
+def enable(
+    config: Config, *, netns: str | None = None, allow_host: bool = False, resolvers: Sequence[str] | None = None
+) -> Report:
+    """Capture as `config` says. Idempotent; read back before it returns. `resolvers` as for prepare().
 
     Raises NetnsError for the host's own namespace unless `allow_host`, Unsupported, BackendError; then nothing has changed.
     """
     with _to_change(netns, allow_host):
-        found = facts.look(netns)
+        found = _look(netns, resolvers)
         plan = build_plan(config, found)
         missing = detect.missing_parts(config.backend)
         choice = detect.choose(config.backend, missing, needs_nft=config.proxy_cgroup is not None)
@@ -98,10 +108,10 @@ def disable(*, netns: str | None = None, allow_host: bool = False) -> Removed:
         return Removed(surroundings.tidy(None) or bool(removed), removed)
 
 
-def check(config: Config, *, netns: str | None = None) -> Checked:
-    """Compare the kernel with the plan for `config`. Changes nothing."""
+def check(config: Config, *, netns: str | None = None, resolvers: Sequence[str] | None = None) -> Checked:
+    """Compare the kernel with the plan for `config`. Changes nothing. `resolvers` as for prepare()."""
     with _entered(netns):
-        plan = build_plan(config, facts.look(netns))
+        plan = build_plan(config, _look(netns, resolvers))
         missing = detect.missing_parts(config.backend)
         choice = detect.choose(config.backend, missing, needs_nft=config.proxy_cgroup is not None)
         name, reason = choice.name, choice.reason
@@ -121,6 +131,11 @@ def check(config: Config, *, netns: str | None = None) -> Checked:
             *(Difference("extra", other, "rules of ours in a second backend") for other in detect.out_of_reach(missing)),
         ]
         return Checked(name, reason, tuple(differences), nothing_there=not observed.chains)
+
+
+def _look(namespace: str | None, resolvers: Sequence[str] | None) -> HostFacts:
+    found = facts.look(namespace)
+    return found if resolvers is None else replace(found, resolvers=parse_cidrs(",".join(resolvers)) if resolvers else ())
 
 
 def _entered(namespace: str | None) -> AbstractContextManager[None]:
