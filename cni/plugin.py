@@ -6,6 +6,7 @@ Errors are caught here: a runtime gets an error object, never a traceback.
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
@@ -34,6 +35,10 @@ def process(environment: Mapping[str, str], stdin: bytes, ops: Ops, say: Callabl
         return 0, _answer(environment, stdin, ops, say)
     except CniError as error:
         return FAILURE, error.to_json(protocol.error_version(stdin))
+    except Exception as error:  # noqa: BLE001 - the edge: a runtime understands an error object, and no traceback
+        say(traceback.format_exc())
+        unexpected = CniError(protocol.INTERNAL, "interceptor-cni has a bug", f"{type(error).__name__}: {error}")
+        return FAILURE, unexpected.to_json(protocol.error_version(stdin))
 
 
 def _answer(environment: Mapping[str, str], stdin: bytes, ops: Ops, say: Callable[[str], None]) -> JsonObject | None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from cni.launcher import launcher
 from tests.cni.calling import Binary
 from tests.rig.net import Pod, pods
+
+STATIC = Path(__file__).parent.parent.parent / "build/cni/interceptor-cni"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -24,9 +27,12 @@ def runtime() -> Iterator[Pod]:
         yield made
 
 
-@pytest.fixture(scope="module", params=["script"])
+@pytest.fixture(scope="module", params=["script", "static"])
 def binary(request: pytest.FixtureRequest, runtime: Pod, tmp_path_factory: pytest.TempPathFactory) -> Binary:
     """Each form in turn."""
+    if request.param == "static":
+        assert STATIC.exists(), f"{STATIC} is missing: `make cni` builds it"
+        return Binary((str(STATIC),), runtime)
     path = tmp_path_factory.mktemp("bin") / "interceptor-cni"
     path.write_text(launcher())
     path.chmod(0o755)
