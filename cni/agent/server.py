@@ -1,4 +1,4 @@
-"""The agent's socket: takes requests from shims, has each carried out in a thread, answers. What is done is `plugin`'s business.
+"""The agent's socket: takes requests from shims, has each carried out in a thread, answers. What is done is `plugin`'s.
 
 Only root may ask (SO_PEERCRED), and the socket's directory lets nobody else near it.
 """
