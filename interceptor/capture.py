@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from interceptor import facts, netns
 from interceptor.backends import detect, surroundings
@@ -60,7 +60,7 @@ class Checked:
 def prepare(config: Config, *, netns: str | None = None) -> Prepared:
     """The plan for `config`, here or in a namespace. Reads only; needs no privilege without `netns`."""
     with _entered(netns):
-        found = facts.look(netns)
+        found = _look(netns)
         return Prepared(build_plan(config, found), found)
 
 
@@ -70,7 +70,7 @@ def enable(config: Config, *, netns: str | None = None, allow_host: bool = False
     Raises NetnsError for the host's own namespace unless `allow_host`, Unsupported, BackendError; then nothing has changed.
     """
     with _to_change(netns, allow_host):
-        found = facts.look(netns)
+        found = _look(netns)
         plan = build_plan(config, found)
         missing = detect.missing_parts(config.backend)
         choice = detect.choose(config.backend, missing, needs_nft=config.proxy_cgroup is not None)
@@ -101,7 +101,7 @@ def disable(*, netns: str | None = None, allow_host: bool = False) -> Removed:
 def check(config: Config, *, netns: str | None = None) -> Checked:
     """Compare the kernel with the plan for `config`. Changes nothing."""
     with _entered(netns):
-        plan = build_plan(config, facts.look(netns))
+        plan = build_plan(config, _look(netns))
         missing = detect.missing_parts(config.backend)
         choice = detect.choose(config.backend, missing, needs_nft=config.proxy_cgroup is not None)
         name, reason = choice.name, choice.reason
@@ -125,6 +125,10 @@ def check(config: Config, *, netns: str | None = None) -> Checked:
 
 def _entered(namespace: str | None) -> AbstractContextManager[None]:
     return netns.entered(None if namespace is None else netns.locate(namespace))
+
+
+def _look(namespace: str | None) -> HostFacts:
+    return replace(facts.look(namespace), earlier_routes=surroundings.standing_routes())
 
 
 @contextmanager

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 
 from interceptor.config import Config
 from interceptor.errors import Unsupported
+from interceptor.plan import established
 from interceptor.plan import outbound as out
 from interceptor.plan.inbound import inbound_chain
 from interceptor.plan.model import (
@@ -81,16 +81,20 @@ class _Builder:
         self.udp_out = config.udp == "tproxy" and config.outbound != "off"
         self.udp_in = config.udp == "tproxy" and config.inbound != "off"
         self.keeps_source = config.original_source and config.inbound != "off"
+        self.routes = tuple(dict.fromkeys((*self._own_routes(), *established.kept(config.tproxy_mark, facts.earlier_routes))))
+
+    def _own_routes(self) -> Iterator[PolicyRoute]:
+        if self.config.uses_tproxy or self.keeps_source:
+            for family in self.covered:
+                yield PolicyRoute(family, self.config.tproxy_mark, self.config.tproxy_table)
 
     def plan(self) -> Plan:
         chains = (*self.tracking(), *self.mangle(), *self.nat())
-        routed = self.config.uses_tproxy or self.keeps_source
         leg_from_v6 = Family.V6 in self.covered and self.config.inbound != "off" and not self.keeps_source
-        route = partial(PolicyRoute, mark=self.config.tproxy_mark, table=self.config.tproxy_table)
         return Plan(
             families=self.covered,
             chains=tuple(chain for chain in chains if chain.rules or chain.hook is None),
-            routes=tuple(route(family) for family in self.covered) if routed else (),
+            routes=self.routes,
             inbound_source_v6=leg_from_v6 and self.facts.loopback_has_v6,
         )
 
@@ -157,7 +161,7 @@ class _Builder:
             yield inbound_chain(self.config, Table.NAT, (Proto.TCP,), "TO_INBOUND", "INBOUND")
             arriving += self.enter(FIRST_TCP, Jump("INBOUND"), "inbound", "--inbound")
         yield from self._nat_sinks(redirects_out, redirects_in)
-        if not local and self.config.uses_tproxy:
+        if not local and (self.config.uses_tproxy or len(arriving) == len(self.config.exclude_interfaces)):
             # The kernel translates only while some NAT chain stands: connections that REDIRECT rules took before need it.
             local.append(Rule(FIRST_TCP, Jump("OLDER"), "older connections keep their NAT", "built in"))
             yield Chain(Table.NAT, "OLDER", ())
@@ -203,8 +207,10 @@ class _Builder:
             yield self._sink(Table.MANGLE, "MARK_OUTBOUND", "out", *self._outbound_marks(protos))
             if config.virtual_interfaces:
                 yield from out.virtual_chains(config, replace(capturing, to_proxy="TPROXY_OUTBOUND"), "MARK_VIRTUAL")
-                tproxies = [_tproxy(proto, config.outbound_port, config.tproxy_mark, "--outbound-port") for proto in protos]
-                yield self._sink(Table.MANGLE, "TPROXY_OUTBOUND", "out", *tproxies)
+                captures = [_tproxy(proto, config.outbound_port, config.tproxy_mark, "--outbound-port") for proto in protos]
+                if Proto.TCP in protos:
+                    captures.insert(0, self._marks_connection())
+                yield self._sink(Table.MANGLE, "TPROXY_OUTBOUND", "out", *captures)
         if protos or config.inbound == "tproxy" or self.keeps_source:
             yield Chain(Table.MANGLE, "MARK_PROXY", tuple(self._mark_proxy_rules()))
         arriving_protos = self._inbound_tproxy_protos()
@@ -222,14 +228,13 @@ class _Builder:
 
     def _outbound_marks(self, protos: tuple[Proto, ...]) -> Iterator[Rule]:
         if Proto.TCP in protos:
-            yield Rule(
-                Match(proto=Proto.TCP),
-                SetConnmark(self.marks.outbound),
-                "this connection goes to the proxy",
-                "--outbound",
-            )
+            yield self._marks_connection()
         if Proto.UDP in protos:
             yield Rule(Match(proto=Proto.UDP), SetMark(self.config.tproxy_mark), "this packet goes to the proxy", "--udp")
+
+    def _marks_connection(self) -> Rule:
+        match = Match(proto=Proto.TCP)
+        return Rule(match, SetConnmark(self.marks.outbound), "this connection goes to the proxy", "--outbound")
 
     def _mark_proxy_rules(self) -> Iterator[Rule]:
         yield Rule(Match(src=out.INBOUND_SOURCE), Return(), "the proxy's inbound leg to the application", "built in")
@@ -244,34 +249,31 @@ class _Builder:
 
     def _mangle_output(self, protos: tuple[Proto, ...]) -> Iterator[Rule]:
         config, marks = self.config, self.marks
-        by_connection = Proto.TCP in protos or config.inbound == "tproxy" or self.keeps_source
-        if by_connection:
+        if Proto.TCP in protos:
             # Decided anew at each SYN: a stale entry of another connection on the same ports does not decide for this one.
             yield from self.enter(FIRST_TCP, SetConnmark(marks.none), "decided anew", "built in")
-        if Proto.TCP in protos:
             yield from self.enter(FIRST_TCP, Jump("MARK"), "outbound", "--outbound")
-        elif by_connection:
+        elif config.inbound == "tproxy" or self.keeps_source:
+            over_lo = replace(FIRST_TCP, out_interface="lo")
+            yield from self.enter(over_lo, SetConnmark(marks.none), "decided anew", "built in")
             for match, option in out.identities(config):
-                over_lo = replace(match, proto=Proto.TCP, syn=True, out_interface="lo")
-                yield from self.enter(over_lo, Jump("MARK_PROXY"), "the proxy's own", option)
+                owned = replace(match, proto=Proto.TCP, syn=True, out_interface="lo")
+                yield from self.enter(owned, Jump("MARK_PROXY"), "the proxy's own", option)
         if Proto.UDP in protos:
             # Without the direction an application's answer to an uncaptured datagram would be captured.
             first = Match(proto=Proto.UDP, direction=Direction.ORIGINAL)
             yield from self.enter(first, Jump("MARK"), "outbound", "--udp")
-        if Proto.TCP in protos:
-            going = Match(proto=Proto.TCP, connmark=marks.outbound, direction=Direction.ORIGINAL)
-            yield from self.enter(going, SetMark(config.tproxy_mark), "sent round through lo", "--outbound")
-        if self.keeps_source:
-            coming = Match(proto=Proto.TCP, connmark=marks.original_source, direction=Direction.REPLY)
-            yield from self.enter(
-                coming, SetMark(config.tproxy_mark), "reply to the proxy, not to the client", "--original-source"
-            )
+        yield from established.sent(self.routes)
         yield from self._blocked_entries("BLOCK_OUTBOUND", config.outbound != "off" or self.dns, udp=self.udp_out or self.dns)
 
     def _mangle_prerouting(self, protos: tuple[Proto, ...]) -> Iterator[Rule]:
         config = self.config
         if config.drop_invalid:
             yield from self.enter(Match(invalid=True), Drop(), "conntrack calls it invalid", "--drop-invalid")
+        for interface in config.virtual_interfaces if Proto.TCP in protos else ():
+            first = replace(FIRST_TCP, in_interface=interface)
+            yield from self.enter(first, SetConnmark(self.marks.none), "decided anew", "built in")
+        yield from established.arrived(self.routes, config.outbound_port)
         looped = [*self._looped(protos)]
         arriving = [*self._arriving(protos)]
         if looped or arriving:
@@ -285,14 +287,6 @@ class _Builder:
     def _looped(self, protos: tuple[Proto, ...]) -> Iterator[Rule]:
         """What comes back in on lo because an OUTPUT rule marked it."""
         config, marks = self.config, self.marks
-        if Proto.TCP in protos:
-            match = Match(proto=Proto.TCP, in_interface="lo", mark=config.tproxy_mark, connmark=marks.outbound)
-            yield from self.enter(
-                match,
-                Tproxy(config.outbound_port, config.tproxy_mark),
-                "to the proxy's outbound port",
-                "--outbound-port",
-            )
         if Proto.UDP in protos:
             match = Match(proto=Proto.UDP, in_interface="lo", mark=config.tproxy_mark)
             yield from self.enter(
@@ -308,7 +302,8 @@ class _Builder:
     def _arriving(self, protos: tuple[Proto, ...]) -> Iterator[Rule]:
         for interface in self.config.virtual_interfaces:
             for proto in protos:
-                match = Match(proto=proto, in_interface=interface, direction=Direction.ORIGINAL)
+                first = FIRST_TCP if proto is Proto.TCP else Match(proto=proto, direction=Direction.ORIGINAL)
+                match = replace(first, in_interface=interface)
                 yield from self.enter(match, Goto("MARK_VIRTUAL"), f"{interface} counts as outbound", "--virtual-interfaces")
         if self.config.outbound == "redirect" and self.config.inbound == "tproxy":
             yield from self._virtual_is_outbound()

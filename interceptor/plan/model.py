@@ -244,3 +244,5 @@ class HostFacts:
     kernel_families: tuple[Family, ...] = (Family.V4, Family.V6)
     resolvers: tuple[Network, ...] = ()  # host networks, in resolv.conf's order
     loopback_has_v6: bool = True  # lo may be given ::6
+    # Ours, that stand: connections that TPROXY captured under them may be open, see plan/established.py.
+    earlier_routes: tuple[PolicyRoute, ...] = ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import socket
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -137,9 +138,11 @@ def traffic(questions: list[Question]) -> Iterator[Counter[Answer]]:
         thread.join()
 
 
-CAPTURED = {
-    answer for net in NETS.values() for answer in (Answer("outbound", net.at("server")), Answer("inbound", net.at("pod")))
-}
+OUTSIDE = {Answer("outbound", net.at("server")) for net in NETS.values()}
+INSIDE = {Answer("inbound", net.at("pod")) for net in NETS.values()}
+CAPTURED = OUTSIDE | INSIDE
+DIRECT_OUT = {Answer("far", net.at("server")) for net in NETS.values()}
+DIRECT_IN = {Answer("app", net.at("pod")) for net in NETS.values()}
 
 
 def questions(w: World) -> list[Question]:
@@ -152,15 +155,41 @@ def questions(w: World) -> list[Question]:
 
 
 @contextmanager
-def open_connections(w: World) -> Iterator[None]:
-    """Captured connections, out and in, by v4 and v6, that must still carry traffic after the block."""
+def open_connections(asked: list[Question], expected: set[Answer]) -> Iterator[None]:
+    """Connections answered as `expected` that carry data both ways all through the block, and after it."""
     with ExitStack() as stack:
-        opened = [stack.enter_context(connected(item.pod, item.to, uid=item.uid)) for item in questions(w)]
-        assert {answer for _, answer in opened} == CAPTURED
-        yield
-        for sock, _ in opened:
-            sock.sendall(b"still there")
-            assert sock.recv(32) == b"still there"
+        opened = [stack.enter_context(connected(item)) for item in asked]
+        assert {answer for _, answer in opened} == expected
+        sockets = [sock for sock, _ in opened]
+        with ThreadPoolExecutor() as pool:
+            stop = threading.Event()
+            exchanging = [pool.submit(exchange_until, stop, sock) for sock in sockets]
+            try:
+                yield
+            finally:
+                stop.set()
+            assert all(future.result() > 0 for future in exchanging)
+        for sock in sockets:
+            exchange(sock)
+
+
+def exchange_until(stop: threading.Event, sock: socket.socket) -> int:
+    """Send and get back until `stop`; how often."""
+    for times in itertools.count(1):
+        exchange(sock)
+        if stop.wait(0.001):
+            return times
+    raise AssertionError
+
+
+def exchange(sock: socket.socket) -> None:
+    """Send two packets and more; get the same back."""
+    sent = b"still there" * 300
+    sock.sendall(sent)
+    received = b""
+    while len(received) < len(sent):
+        received += sock.recv(len(sent)) or pytest.fail("closed")
+    assert received == sent
 
 
 @pytest.mark.parametrize(
@@ -171,35 +200,50 @@ def open_connections(w: World) -> Iterator[None]:
     ],
 )
 def test_reconfiguring_under_traffic_loses_and_leaks_nothing(others: list[dict[str, str]], w: World, backend: str) -> None:
-    with capturing(w.pod, backend=backend), open_connections(w):
+    with capturing(w.pod, backend=backend), open_connections(questions(w), CAPTURED):
         with traffic(questions(w)) as ended:
             for texts in (*others, {}):
                 assert enable(w.pod, backend=backend, **texts).changed
         assert set(ended) == CAPTURED
 
 
-@pytest.mark.parametrize(
-    ("first", "second"),
-    [
-        pytest.param({}, TPROXY, id="redirect-to-tproxy"),
-        pytest.param({}, {"inbound": "tproxy"}, id="redirect-to-tproxy-in"),
-        pytest.param({"inbound": "tproxy"}, {}, id="tproxy-in-to-redirect"),
-        pytest.param(TPROXY, {**TPROXY, "dns": "all", "exclude_uids": "7"}, id="tproxy-to-tproxy"),
-        # Not tproxy to redirect outbound: open connections need the marks that only TPROXY's rules set.
-    ],
-)
+MARKED = {**TPROXY, "tproxy_mark": "0x400/0xfff", "tproxy_table": "400"}
+OFF = {"inbound": "off", "outbound": "off"}
+CHANGES = [
+    pytest.param({}, TPROXY, CAPTURED, id="redirect-to-tproxy"),
+    pytest.param({}, {"inbound": "tproxy"}, CAPTURED, id="redirect-to-tproxy-in"),
+    pytest.param({"inbound": "tproxy"}, {}, CAPTURED, id="tproxy-in-to-redirect"),
+    pytest.param(TPROXY, {**TPROXY, "dns": "all", "exclude_uids": "7"}, CAPTURED, id="tproxy-to-tproxy"),
+    pytest.param(TPROXY, {}, CAPTURED, id="tproxy-to-redirect"),
+    pytest.param(TPROXY, {"inbound": "tproxy"}, CAPTURED, id="tproxy-to-redirect-out"),
+    pytest.param(TPROXY, {"ip_family": "dual", "udp": "tproxy", "dns": "all"}, CAPTURED, id="tproxy-to-udp"),
+    pytest.param(TPROXY, MARKED, CAPTURED, id="tproxy-to-another-mark"),
+    pytest.param(MARKED, {}, CAPTURED, id="marked-to-redirect"),
+    pytest.param({"outbound": "tproxy"}, {"outbound": "off"}, DIRECT_OUT | INSIDE, id="tproxy-to-off-out"),
+    pytest.param(TPROXY, {"inbound": "off"}, OUTSIDE | DIRECT_IN, id="tproxy-to-off-in"),
+    pytest.param(TPROXY, OFF, DIRECT_OUT | DIRECT_IN, id="tproxy-to-off"),
+    pytest.param({}, OFF, DIRECT_OUT | DIRECT_IN, id="redirect-to-off"),
+]
+
+
+@pytest.mark.parametrize(("first", "second", "afterwards"), CHANGES)
 def test_changing_the_mechanism_keeps_open_connections(
-    first: dict[str, str], second: dict[str, str], w: World, backend: str
+    first: dict[str, str], second: dict[str, str], afterwards: set[Answer], w: World, backend: str
 ) -> None:
-    with capturing(w.pod, backend=backend, **first), open_connections(w):
+    with capturing(w.pod, backend=backend, **first), open_connections(questions(w), CAPTURED):
         with traffic(questions(w)) as ended:
             enable(w.pod, backend=backend, **second)
-        assert set(ended) == CAPTURED
+        assert set(ended) == CAPTURED | afterwards
+        assert set(ask_all(questions(w))) == afterwards
+        before = written(w.pod)
+        assert capture.check(options(backend=backend, **second), netns=w.pod.name).differences == ()
+        assert not enable(w.pod, backend=backend, **second).changed
+        assert before.is_untouched_in(written(w.pod))
 
 
 def test_changing_the_backend_under_traffic_loses_and_leaks_nothing(w: World, backend: str) -> None:
     other = "iptables-nft" if backend == "nft" else "nft"
-    with capturing(w.pod, backend=other), open_connections(w):
+    with capturing(w.pod, backend=other), open_connections(questions(w), CAPTURED):
         with traffic(questions(w)) as ended:
             for name in (backend, other):
                 assert enable(w.pod, backend=name).changed
@@ -212,3 +256,12 @@ def test_a_refused_configuration_changes_nothing(w: World, backend: str) -> None
         with pytest.raises(InterceptorError, match="cgroup"):
             enable(w.pod, backend=backend, proxy_cgroup="no/such/cgroup")
         assert before.is_untouched_in(written(w.pod))
+
+
+def test_a_plan_that_never_saw_tproxy_has_no_rule_for_it(host: World, backend: str) -> None:
+    with capturing(host.pod, backend=backend) as fresh:
+        assert fresh.plan.routes == ()
+    with capturing(host.pod, backend=backend, **TPROXY):
+        pass
+    with capturing(host.pod, backend=backend) as again:
+        assert again.plan == fresh.plan

@@ -1,0 +1,58 @@
+"""What keeps a TPROXY'd connection with the proxy after its SYN: by its mark alone, whatever is captured by now. Pure.
+
+NAT stays with a connection by itself; a TPROXY'd one needs rules and a policy route for every packet. So these rules do not
+follow what the Config captures, but the marks that have policy routes: those that it asks for, and those that an earlier
+`init` left in the kernel. docs/decisions/0006-open-tproxy-connections.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import product
+
+from interceptor.plan.model import ConnectionMarks, Direction, Match, PolicyRoute, Rule, SetMark, Tproxy
+from interceptor.values import Family, Mark, Proto
+
+
+def kept(own: Mark, earlier: Iterable[PolicyRoute]) -> tuple[PolicyRoute, ...]:
+    """The `earlier` routes whose connections can still be told from those of the mark `own`."""
+    return tuple(route for route in earlier if not _confuses(ConnectionMarks.of(own), ConnectionMarks.of(route.mark)))
+
+
+def _confuses(one: ConnectionMarks, other: ConnectionMarks) -> bool:
+    """Whether some connection mark could mean one thing by `one` and another by `other`."""
+    return any(
+        place != other_place and (mark.value ^ other_mark.value) & mark.mask & other_mark.mask == 0
+        for (place, mark), (other_place, other_mark) in product(enumerate(_meanings(one)), enumerate(_meanings(other)))
+    )
+
+
+def _meanings(marks: ConnectionMarks) -> tuple[Mark, ...]:
+    return marks.outbound, marks.self_call, marks.original_source
+
+
+def sent(routes: Sequence[PolicyRoute]) -> Iterator[Rule]:
+    """For what local processes send: round through lo to the proxy."""
+    for mark, family in _marks(routes):
+        marks = ConnectionMarks.of(mark)
+        going = Match(family=family, proto=Proto.TCP, connmark=marks.outbound, direction=Direction.ORIGINAL)
+        yield Rule(going, SetMark(mark), "sent round through lo", "--outbound")
+        coming = Match(family=family, proto=Proto.TCP, connmark=marks.original_source, direction=Direction.REPLY)
+        yield Rule(coming, SetMark(mark), "reply to the proxy, not to the client", "--original-source")
+
+
+def arrived(routes: Sequence[PolicyRoute], outbound_port: int) -> Iterator[Rule]:
+    """For what came round through lo, and what virtual interfaces bring: to the proxy's socket."""
+    for mark, family in _marks(routes):
+        match = Match(
+            family=family, proto=Proto.TCP, connmark=ConnectionMarks.of(mark).outbound, direction=Direction.ORIGINAL
+        )
+        # The port counts for a SYN only; an open connection has a socket of its own, which TPROXY looks for first.
+        yield Rule(match, Tproxy(outbound_port, mark), "to the proxy's outbound port", "--outbound-port")
+
+
+def _marks(routes: Sequence[PolicyRoute]) -> Iterator[tuple[Mark, Family | None]]:
+    """Each mark once for all families, or once for the one that has it."""
+    for mark in dict.fromkeys(route.mark for route in routes):
+        families = {route.family for route in routes if route.mark == mark}
+        yield mark, None if len(families) == len(Family) else families.pop()
