@@ -16,7 +16,7 @@ from interceptor.plan.model import Plan, PolicyRoute
 
 def standing_routes() -> tuple[PolicyRoute, ...]:
     """The policy routes of ours that stand, without halves that a crash left."""
-    return tuple(route for route in routes.present() if routes.NO_MARK != route.mark and route.table != routes.NO_TABLE)
+    return tuple(route for route in routes.present() if route.mark != routes.NO_MARK and route.table != routes.NO_TABLE)
 
 
 @dataclass(frozen=True, slots=True)

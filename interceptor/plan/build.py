@@ -162,8 +162,10 @@ class _Builder:
             arriving += self.enter(FIRST_TCP, Jump("INBOUND"), "inbound", "--inbound")
         yield from self._nat_sinks(redirects_out, redirects_in)
         if not local and (self.config.uses_tproxy or len(arriving) == len(self.config.exclude_interfaces)):
-            # The kernel translates only while some NAT chain stands: connections that REDIRECT rules took before need it.
-            local.append(Rule(FIRST_TCP, Jump("OLDER"), "older connections keep their NAT", "built in"))
+            # The kernel translates only while some NAT chain stands, and tracks connections only while some rule asks for
+            # it, as the direction does: connections that REDIRECT rules took before need both.
+            older = replace(FIRST_TCP, direction=Direction.ORIGINAL)
+            local.append(Rule(older, Jump("OLDER"), "older connections keep their NAT", "built in"))
             yield Chain(Table.NAT, "OLDER", ())
         yield Chain(Table.NAT, "OUTPUT", tuple(local), Hook.OUTPUT)
         if len(arriving) > len(self.config.exclude_interfaces):
@@ -209,15 +211,17 @@ class _Builder:
                 yield from out.virtual_chains(config, replace(capturing, to_proxy="TPROXY_OUTBOUND"), "MARK_VIRTUAL")
                 captures = [_tproxy(proto, config.outbound_port, config.tproxy_mark, "--outbound-port") for proto in protos]
                 if Proto.TCP in protos:
-                    captures.insert(0, self._marks_connection())
+                    captures.insert(0, _marks_connection(self.marks.outbound, "--outbound"))
                 yield self._sink(Table.MANGLE, "TPROXY_OUTBOUND", "out", *captures)
         if protos or config.inbound == "tproxy" or self.keeps_source:
             yield Chain(Table.MANGLE, "MARK_PROXY", tuple(self._mark_proxy_rules()))
         arriving_protos = self._inbound_tproxy_protos()
         if arriving_protos:
             yield inbound_chain(config, Table.MANGLE, arriving_protos, "TPROXY_INBOUND", "TPROXY_IN")
-            tproxies = [_tproxy(proto, config.inbound_port, config.tproxy_mark, "--inbound-port") for proto in arriving_protos]
-            yield self._sink(Table.MANGLE, "TPROXY_INBOUND", "in", *tproxies)
+            captures = [_tproxy(proto, config.inbound_port, config.tproxy_mark, "--inbound-port") for proto in arriving_protos]
+            if Proto.TCP in arriving_protos:
+                captures.insert(0, _marks_connection(self.marks.inbound, "--inbound"))
+            yield self._sink(Table.MANGLE, "TPROXY_INBOUND", "in", *captures)
         yield from self._block_chains()
         yield Chain(Table.MANGLE, "OUTPUT", tuple(self._mangle_output(protos)), Hook.OUTPUT)
         yield Chain(Table.MANGLE, "PREROUTING", tuple(self._mangle_prerouting(protos)), Hook.PREROUTING)
@@ -228,13 +232,9 @@ class _Builder:
 
     def _outbound_marks(self, protos: tuple[Proto, ...]) -> Iterator[Rule]:
         if Proto.TCP in protos:
-            yield self._marks_connection()
+            yield _marks_connection(self.marks.outbound, "--outbound")
         if Proto.UDP in protos:
             yield Rule(Match(proto=Proto.UDP), SetMark(self.config.tproxy_mark), "this packet goes to the proxy", "--udp")
-
-    def _marks_connection(self) -> Rule:
-        match = Match(proto=Proto.TCP)
-        return Rule(match, SetConnmark(self.marks.outbound), "this connection goes to the proxy", "--outbound")
 
     def _mark_proxy_rules(self) -> Iterator[Rule]:
         yield Rule(Match(src=out.INBOUND_SOURCE), Return(), "the proxy's inbound leg to the application", "built in")
@@ -245,7 +245,7 @@ class _Builder:
             yield Rule(match, SetConnmark(self.marks.original_source), "replies come back to the proxy", "--original-source")
         if self.config.inbound == "tproxy":
             match = replace(over_lo, src_is_local=True)
-            yield Rule(match, SetConnmark(self.marks.self_call), "the proxy calls its own pod: inbound", "--inbound")
+            yield Rule(match, SetConnmark(self.marks.inbound), "the proxy calls its own pod: inbound", "--inbound")
 
     def _mangle_output(self, protos: tuple[Proto, ...]) -> Iterator[Rule]:
         config, marks = self.config, self.marks
@@ -270,10 +270,8 @@ class _Builder:
         config = self.config
         if config.drop_invalid:
             yield from self.enter(Match(invalid=True), Drop(), "conntrack calls it invalid", "--drop-invalid")
-        for interface in config.virtual_interfaces if Proto.TCP in protos else ():
-            first = replace(FIRST_TCP, in_interface=interface)
-            yield from self.enter(first, SetConnmark(self.marks.none), "decided anew", "built in")
-        yield from established.arrived(self.routes, config.outbound_port)
+        yield from self._self_calls()
+        yield from established.arrived(self.routes, outbound_port=config.outbound_port, inbound_port=config.inbound_port)
         looped = [*self._looped(protos)]
         arriving = [*self._arriving(protos)]
         if looped or arriving:
@@ -285,19 +283,17 @@ class _Builder:
             yield from arriving
 
     def _looped(self, protos: tuple[Proto, ...]) -> Iterator[Rule]:
-        """What comes back in on lo because an OUTPUT rule marked it."""
-        config, marks = self.config, self.marks
+        """UDP that comes back in on lo because an OUTPUT rule marked it."""
         if Proto.UDP in protos:
-            match = Match(proto=Proto.UDP, in_interface="lo", mark=config.tproxy_mark)
-            yield from self.enter(
-                match,
-                Tproxy(config.outbound_port, config.tproxy_mark),
-                "to the proxy's outbound port",
-                "--outbound-port",
-            )
-        if config.inbound == "tproxy":
-            match = Match(proto=Proto.TCP, in_interface="lo", connmark=marks.self_call, direction=Direction.ORIGINAL)
-            yield from self.enter(match, Jump("TPROXY_IN"), "the proxy calls its own pod: inbound", "--inbound")
+            match = Match(proto=Proto.UDP, in_interface="lo", mark=self.config.tproxy_mark)
+            capture = Tproxy(self.config.outbound_port, self.config.tproxy_mark)
+            yield from self.enter(match, capture, "to the proxy's outbound port", "--outbound-port")
+
+    def _self_calls(self) -> Iterator[Rule]:
+        if self.config.inbound == "tproxy":
+            call = replace(FIRST_TCP, in_interface="lo", connmark=self.marks.inbound)
+            yield from self.enter(call, Jump("TPROXY_IN"), "the proxy calls its own pod: inbound", "--inbound")
+            yield from self.enter(call, SetConnmark(self.marks.none), "the proxy calls its own pod: not captured", "--inbound")
 
     def _arriving(self, protos: tuple[Proto, ...]) -> Iterator[Rule]:
         for interface in self.config.virtual_interfaces:
@@ -305,14 +301,16 @@ class _Builder:
                 first = FIRST_TCP if proto is Proto.TCP else Match(proto=proto, direction=Direction.ORIGINAL)
                 match = replace(first, in_interface=interface)
                 yield from self.enter(match, Goto("MARK_VIRTUAL"), f"{interface} counts as outbound", "--virtual-interfaces")
-        if self.config.outbound == "redirect" and self.config.inbound == "tproxy":
+        if self.config.outbound != "off" and self.config.inbound == "tproxy":
             yield from self._virtual_is_outbound()
         for proto in self._inbound_tproxy_protos():
-            # Replies to this pod's own connections arrive here too: their direction tells them apart.
-            # A connection that REDIRECT rules took before has a socket of its own, on another port: it goes on as it was.
-            direction = Match(proto=proto, direction=Direction.ORIGINAL)
-            match = replace(direction, dst_is_local=True) if proto is Proto.UDP else replace(direction, untranslated=True)
-            yield from self.enter(match, Jump("TPROXY_IN"), "inbound", "--inbound")
+            # A SYN that is sent again to a connection that REDIRECT rules took goes on as it was. Answers to this pod's own
+            # datagrams arrive here too: their direction tells them apart.
+            tcp, udp = (
+                replace(FIRST_TCP, untranslated=True),
+                Match(proto=proto, direction=Direction.ORIGINAL, dst_is_local=True),
+            )
+            yield from self.enter(tcp if proto is Proto.TCP else udp, Jump("TPROXY_IN"), "inbound", "--inbound")
         yield from self._blocked_virtual_entries()
         yield from self._blocked_entries("BLOCK_INBOUND", self.config.inbound != "off", udp=self.udp_in, udp_dst_is_local=True)
 
@@ -383,3 +381,7 @@ def _redirect(proto: Proto, port: int, option: str) -> Rule:
 
 def _tproxy(proto: Proto, port: int, mark: Mark, option: str) -> Rule:
     return Rule(Match(proto=proto), Tproxy(port, mark), f"to the proxy's port {port}", option)
+
+
+def _marks_connection(mark: Mark, option: str) -> Rule:
+    return Rule(Match(proto=Proto.TCP), SetConnmark(mark), "this connection goes to the proxy", option)

@@ -15,8 +15,9 @@ from interceptor.values import Family, Mark, Proto
 
 
 def kept(own: Mark, earlier: Iterable[PolicyRoute]) -> tuple[PolicyRoute, ...]:
-    """The `earlier` routes whose connections can still be told from those of the mark `own`."""
-    return tuple(route for route in earlier if not _confuses(ConnectionMarks.of(own), ConnectionMarks.of(route.mark)))
+    """The `earlier` routes whose connections can still be told from those of the mark `own`, in an order of their own."""
+    ordered = sorted(earlier, key=lambda route: (route.mark.value, route.mark.mask, route.table, route.family.value))
+    return tuple(route for route in ordered if not _confuses(ConnectionMarks.of(own), ConnectionMarks.of(route.mark)))
 
 
 def _confuses(one: ConnectionMarks, other: ConnectionMarks) -> bool:
@@ -28,7 +29,7 @@ def _confuses(one: ConnectionMarks, other: ConnectionMarks) -> bool:
 
 
 def _meanings(marks: ConnectionMarks) -> tuple[Mark, ...]:
-    return marks.outbound, marks.self_call, marks.original_source
+    return marks.outbound, marks.inbound, marks.original_source
 
 
 def sent(routes: Sequence[PolicyRoute]) -> Iterator[Rule]:
@@ -41,14 +42,14 @@ def sent(routes: Sequence[PolicyRoute]) -> Iterator[Rule]:
         yield Rule(coming, SetMark(mark), "reply to the proxy, not to the client", "--original-source")
 
 
-def arrived(routes: Sequence[PolicyRoute], outbound_port: int) -> Iterator[Rule]:
-    """For what came round through lo, and what virtual interfaces bring: to the proxy's socket."""
+def arrived(routes: Sequence[PolicyRoute], *, outbound_port: int, inbound_port: int) -> Iterator[Rule]:
+    """For what came round through lo, from virtual interfaces or from outside: to the proxy's socket."""
     for mark, family in _marks(routes):
-        match = Match(
-            family=family, proto=Proto.TCP, connmark=ConnectionMarks.of(mark).outbound, direction=Direction.ORIGINAL
-        )
+        marks = ConnectionMarks.of(mark)
         # The port counts for a SYN only; an open connection has a socket of its own, which TPROXY looks for first.
-        yield Rule(match, Tproxy(outbound_port, mark), "to the proxy's outbound port", "--outbound-port")
+        for connmark, port, way in ((marks.outbound, outbound_port, "outbound"), (marks.inbound, inbound_port, "inbound")):
+            match = Match(family=family, proto=Proto.TCP, connmark=connmark, direction=Direction.ORIGINAL)
+            yield Rule(match, Tproxy(port, mark), f"to the proxy's {way} port", f"--{way}-port")
 
 
 def _marks(routes: Sequence[PolicyRoute]) -> Iterator[tuple[Mark, Family | None]]:

@@ -16,7 +16,7 @@ import pytest
 from interceptor import capture
 from interceptor.errors import InterceptorError
 from tests.rig.capturing import capturing, enable, options
-from tests.rig.client import ANSWER_S, LOST, LOST_S, Answer, Question, ask, ask_all, connected, wait_until
+from tests.rig.client import ANSWER_S, LOST, LOST_S, PROXY_UID, Answer, Question, ask, ask_all, connected, wait_until
 from tests.rig.foreign import COUNTED, DROPPED, add_foreign_rules
 from tests.rig.kernel import snapshot, written
 from tests.rig.world import NETS, SECOND_OUTBOUND, Net, World, world
@@ -28,6 +28,8 @@ CONFIGS = [
     pytest.param({"original_source": "true", "virtual_interfaces": "virt0", "drop_invalid": "true"}, id="original-source"),
     pytest.param({"ip_family": "v4", "log_rules": "true"}, id="v4-only"),
 ]
+# A port a test: the one before may still be in TIME_WAIT.
+PORTS = itertools.count(32000)
 TPROXY = {"inbound": "tproxy", "outbound": "tproxy", "udp": "tproxy"}
 
 
@@ -210,35 +212,89 @@ def test_reconfiguring_under_traffic_loses_and_leaks_nothing(others: list[dict[s
 MARKED = {**TPROXY, "tproxy_mark": "0x400/0xfff", "tproxy_table": "400"}
 OFF = {"inbound": "off", "outbound": "off"}
 CHANGES = [
-    pytest.param({}, TPROXY, CAPTURED, id="redirect-to-tproxy"),
-    pytest.param({}, {"inbound": "tproxy"}, CAPTURED, id="redirect-to-tproxy-in"),
-    pytest.param({"inbound": "tproxy"}, {}, CAPTURED, id="tproxy-in-to-redirect"),
-    pytest.param(TPROXY, {**TPROXY, "dns": "all", "exclude_uids": "7"}, CAPTURED, id="tproxy-to-tproxy"),
-    pytest.param(TPROXY, {}, CAPTURED, id="tproxy-to-redirect"),
-    pytest.param(TPROXY, {"inbound": "tproxy"}, CAPTURED, id="tproxy-to-redirect-out"),
-    pytest.param(TPROXY, {"ip_family": "dual", "udp": "tproxy", "dns": "all"}, CAPTURED, id="tproxy-to-udp"),
-    pytest.param(TPROXY, MARKED, CAPTURED, id="tproxy-to-another-mark"),
-    pytest.param(MARKED, {}, CAPTURED, id="marked-to-redirect"),
-    pytest.param({"outbound": "tproxy"}, {"outbound": "off"}, DIRECT_OUT | INSIDE, id="tproxy-to-off-out"),
-    pytest.param(TPROXY, {"inbound": "off"}, OUTSIDE | DIRECT_IN, id="tproxy-to-off-in"),
-    pytest.param(TPROXY, OFF, DIRECT_OUT | DIRECT_IN, id="tproxy-to-off"),
-    pytest.param({}, OFF, DIRECT_OUT | DIRECT_IN, id="redirect-to-off"),
+    pytest.param({}, TPROXY, id="redirect-to-tproxy"),
+    pytest.param({}, {"inbound": "tproxy"}, id="redirect-to-tproxy-in"),
+    pytest.param({"inbound": "tproxy"}, {}, id="tproxy-in-to-redirect"),
+    pytest.param(TPROXY, {**TPROXY, "dns": "all", "exclude_uids": "7"}, id="tproxy-to-tproxy"),
+    pytest.param(TPROXY, {}, id="tproxy-to-redirect"),
+    pytest.param(TPROXY, {"inbound": "tproxy"}, id="tproxy-to-redirect-out"),
+    pytest.param(TPROXY, {"ip_family": "dual", "udp": "tproxy", "dns": "all"}, id="tproxy-to-udp"),
+    pytest.param(TPROXY, MARKED, id="tproxy-to-another-mark"),
+    pytest.param(MARKED, {}, id="marked-to-redirect"),
+    pytest.param({"outbound": "tproxy"}, {"outbound": "off"}, id="tproxy-to-off-out"),
+    pytest.param(TPROXY, {"inbound": "off"}, id="tproxy-to-off-in"),
+    pytest.param(TPROXY, OFF, id="tproxy-to-off"),
+    pytest.param({}, OFF, id="redirect-to-off"),
+    pytest.param(OFF, {}, id="off-to-redirect"),
+    pytest.param(OFF, TPROXY, id="off-to-tproxy"),
 ]
 
 
-@pytest.mark.parametrize(("first", "second", "afterwards"), CHANGES)
+def answers(*, inbound: str = "redirect", outbound: str = "redirect", **_: str) -> set[Answer]:
+    """To questions(), by these options."""
+    return (DIRECT_OUT if outbound == "off" else OUTSIDE) | (DIRECT_IN if inbound == "off" else INSIDE)
+
+
+@pytest.mark.parametrize(("first", "second"), CHANGES)
 def test_changing_the_mechanism_keeps_open_connections(
-    first: dict[str, str], second: dict[str, str], afterwards: set[Answer], w: World, backend: str
+    first: dict[str, str], second: dict[str, str], w: World, backend: str
 ) -> None:
-    with capturing(w.pod, backend=backend, **first), open_connections(questions(w), CAPTURED):
+    with capturing(w.pod, backend=backend, **first), open_connections(questions(w), answers(**first)):
         with traffic(questions(w)) as ended:
             enable(w.pod, backend=backend, **second)
-        assert set(ended) == CAPTURED | afterwards
-        assert set(ask_all(questions(w))) == afterwards
+        assert set(ended) == answers(**first) | answers(**second)
+        assert set(ask_all(questions(w))) == answers(**second)
         before = written(w.pod)
         assert capture.check(options(backend=backend, **second), netns=w.pod.name).differences == ()
         assert not enable(w.pod, backend=backend, **second).changed
         assert before.is_untouched_in(written(w.pod))
+
+
+GUESTS = {**TPROXY, "virtual_interfaces": "virt0"}
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        pytest.param({"virtual_interfaces": "virt0"}, id="redirect"),
+        pytest.param({"virtual_interfaces": "virt0", "inbound": "tproxy"}, id="redirect-out"),
+        pytest.param({**GUESTS, "exclude_outbound_ports": "80"}, id="excluded"),
+        pytest.param(TPROXY, id="not-virtual"),
+        pytest.param(OFF, id="off"),
+    ],
+)
+def test_a_guests_open_connections_are_kept(second: dict[str, str], w: World, backend: str) -> None:
+    asked = [Question(w.guest, net.at("server"), uid=0) for net in NETS.values()]
+    with capturing(w.pod, backend=backend, **GUESTS), open_connections(asked, OUTSIDE):
+        enable(w.pod, backend=backend, **second)
+    # And nobody's connection that was open before is torn to the proxy midway.
+    with open_connections(asked, DIRECT_OUT), capturing(w.pod, backend=backend, **GUESTS):
+        pass
+
+
+@pytest.mark.parametrize("inbound", ["redirect", "tproxy"])
+@pytest.mark.parametrize("second", [pytest.param({}, id="redirect"), pytest.param(OFF, id="off")])
+def test_the_proxys_connections_from_the_clients_address_are_kept(
+    second: dict[str, str], inbound: str, w: World, backend: str
+) -> None:
+    asked = [
+        Question(w.pod, net.at("pod"), uid=PROXY_UID, source=net.at("other", next(PORTS)), transparent=True)
+        for net in NETS.values()
+    ]
+    with capturing(w.pod, backend=backend, inbound=inbound, original_source="true"), open_connections(asked, DIRECT_IN):
+        enable(w.pod, backend=backend, **second)
+
+
+@pytest.mark.parametrize("second", [pytest.param({}, id="udp-off"), pytest.param(OFF, id="off")])
+def test_udp_is_decided_anew_with_each_datagram(second: dict[str, str], w: World, net: Net, backend: str) -> None:
+    out = Question(w.pod, net.at("server"), "udp", source=net.at("pod", next(PORTS)))
+    into = Question(w.far, net.at("pod"), "udp", uid=0, source=net.at("other", next(PORTS)))
+    with capturing(w.pod, backend=backend, **TPROXY):
+        assert ask_all([out, into]) == [Answer("outbound", out.to), Answer("inbound", into.to)]
+        enable(w.pod, backend=backend, **second)
+        assert ask_all([out, into]) == [Answer("far", out.to), Answer("app", into.to)]
+        enable(w.pod, backend=backend, **TPROXY)
+        assert ask_all([out, into]) == [Answer("outbound", out.to), Answer("inbound", into.to)]
 
 
 def test_changing_the_backend_under_traffic_loses_and_leaks_nothing(w: World, backend: str) -> None:
