@@ -7,8 +7,8 @@ the programs of the two variants, here, and libiptc.py.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from interceptor.backends import builtin_chains, cttimeout, process
@@ -84,6 +84,7 @@ class IptablesBackend:
 
     def __init__(self, variant: Variant, tool: Tool | None = None, name: str | None = None) -> None:
         self.name = name or f"iptables-{variant}"
+        self.strays: tuple[str, ...] = ()
         self._tool = tool or Programs(variant)
 
     def apply(self, plan: Plan) -> bool:
@@ -109,6 +110,7 @@ class IptablesBackend:
         except InterceptorError as error:
             self._roll_back(begun, before, error)
             raise
+        self.strays = tuple(_strays(before))
         return True
 
     def _restore(self, family: Family, wanted: Tables, present: Tables) -> None:
@@ -145,6 +147,8 @@ class IptablesBackend:
 
     def _put_back(self, family: Family, wanted: Tables) -> bool:
         now = iptables_save.parse(self._tool.save(family))
+        # Strays that went are not put back: they do nothing without the chains that they led into.
+        wanted = {name: replace(rules, strays=now.get(name, TableRules()).strays) for name, rules in wanted.items()}
         if all(same(wanted.get(table), now.get(table)) for table in iptables.TABLES):
             return False
         if wanted:
@@ -164,9 +168,9 @@ class IptablesBackend:
                 self._restore(family, {}, held.tables)
                 found |= bool(held.tables)
         except InterceptorError as error:
-            # A rule of somebody else's leads into a chain of ours, which then cannot be deleted.
             self._roll_back(begun, before, error)
             raise
+        self.strays = tuple(_strays(before))
         for family in before:
             found |= self._tool.tidy(family)
         found |= cttimeout.remove_all()
@@ -193,6 +197,13 @@ def _observed(held: Mapping[Family, _Held]) -> Observed:
     users = _users_of_timeouts({family: found.tables for family, found in held.items()})
     right = cttimeout.present() if users else ()
     return Observed({**_rules(held), **_timeouts(policy for policy in users if policy in right)})
+
+
+def _strays(held: Mapping[Family, _Held]) -> Iterator[str]:
+    for family, found in held.items():
+        for name, table in found.tables.items():
+            for chain, rules in table.strays.items():
+                yield from (f"{family.value} {name}/{chain}: {rule}" for rule in rules)
 
 
 def _rules(held: Mapping[Family, _Held]) -> dict[str, tuple[str, ...]]:

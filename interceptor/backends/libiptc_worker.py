@@ -99,20 +99,25 @@ def _table(family: Family, name: str) -> Any:
 
 def _listed(table: Any) -> str:
     chains: dict[str, list[str]] = {}
-    jumps: list[tuple[str, str]] = []
+    leading: list[tuple[str, str]] = []
     for chain in table.chains:
         if chain.name.startswith(PREFIX):
             chains[chain.name] = [spec(_parts(rule)) for rule in chain.rules]
         else:
-            jumps += [(chain.name, rule.target.name) for rule in _jumps(chain)]
-    return listing(table.name, chains, jumps)
+            leading += [(chain.name, text) for text, _ in _leading(chain)]
+    return listing(table.name, chains, leading)
 
 
-def _jumps(chain: Any) -> Iterator[Any]:
-    """The bare jumps to our chains. Other rules are not looked into: saving some extensions crashes (NFLOG)."""
+def _leading(chain: Any) -> Iterator[tuple[str, Any]]:
+    """The rules that lead into our chains, each with its text.
+
+    Others are not looked into: saving some extensions crashes (NFLOG). For the same reason a stray's text names its matches
+    without their options: enough to show it and to find it again.
+    """
     for rule in chain.rules:
-        if rule.target.name.startswith(PREFIX) and not rule.matches and not rule.target.goto and not _endpoints(rule):
-            yield rule
+        if rule.target.name.startswith(PREFIX):
+            matches = tuple(Module(match.name) for match in rule.matches)
+            yield spec(RuleParts(_endpoints(rule), matches, Module(rule.target.name), rule.target.goto)), rule
 
 
 def _parts(rule: Any) -> RuleParts:
@@ -156,8 +161,9 @@ def _take(family: Family, table: Any, step: Step) -> None:
                 table.create_chain(step.chain)
         case "drop":
             table.delete_chain(step.chain)
-        case "delete jump":
-            rule = next(rule for rule in _jumps(chain) if rule.target.name == step.rest)
+        case "delete jump" | "delete stray":
+            wanted = step.rest if step.verb == "delete stray" else f"-j {step.rest}"
+            rule = next(rule for text, rule in _leading(chain) if text == wanted)
             table.delete_entry(step.chain, rule.rule, rule.mask)
         case "insert jump":
             jump = RuleParts({}, (), Module(step.rest), goto=False)
