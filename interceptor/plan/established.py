@@ -8,6 +8,7 @@ follow what the Config captures, but the marks that have policy routes: those th
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import product
 
 from interceptor.plan.model import ConnectionMarks, Direction, Match, PolicyRoute, Rule, SetMark, Tproxy
@@ -46,9 +47,15 @@ def arrived(routes: Sequence[PolicyRoute], *, outbound_port: int, inbound_port: 
     """For what came round through lo, from virtual interfaces or from outside: to the proxy's socket."""
     for mark, family in _marks(routes):
         marks = ConnectionMarks.of(mark)
-        # The port counts for a SYN only; an open connection has a socket of its own, which TPROXY looks for first.
-        for connmark, port, way in ((marks.outbound, outbound_port, "outbound"), (marks.inbound, inbound_port, "inbound")):
-            match = Match(family=family, proto=Proto.TCP, connmark=connmark, direction=Direction.ORIGINAL)
+        original = Match(family=family, proto=Proto.TCP, direction=Direction.ORIGINAL)
+        # A SYN that meets TPROXY's old rules and REDIRECT's new ones on its way belongs to the latter: its socket has the
+        # translated address. What comes in on lo was translated before it gets here, by whomever.
+        for match, port, way in (
+            (replace(original, in_interface="lo", connmark=marks.outbound), outbound_port, "outbound"),
+            (replace(original, connmark=marks.outbound, untranslated=True), outbound_port, "outbound"),
+            (replace(original, connmark=marks.inbound, untranslated=True), inbound_port, "inbound"),
+        ):
+            # The port counts for a SYN only; an open connection has a socket of its own, which TPROXY looks for first.
             yield Rule(match, Tproxy(port, mark), f"to the proxy's {way} port", f"--{way}-port")
 
 

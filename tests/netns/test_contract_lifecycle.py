@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 
 import pytest
 
@@ -321,3 +322,39 @@ def test_a_plan_that_never_saw_tproxy_has_no_rule_for_it(host: World, backend: s
         pass
     with capturing(host.pod, backend=backend) as again:
         assert again.plan == fresh.plan
+
+
+WINNING = {
+    "better-metric": "route add {anywhere} via {far} dev eth0 table 133 metric 5",
+    "longer-prefix": "route add {server}/{bits} via {far} dev eth0 table 133 metric 5000",
+    "unreachable": "route add unreachable default table 133 metric 7",
+}
+
+
+@pytest.mark.parametrize("route", WINNING)
+def test_a_foreign_route_that_wins_over_ours_is_told_and_refused(route: str, w: World, net: Net) -> None:
+    line = WINNING[route].format(**asdict(net))
+    config = options(**TPROXY)
+    with capturing(w.pod, **TPROXY):
+        w.pod.run("ip", f"-{net.family[1]}", *line.split())
+        found = capture.check(config, netns=w.pod.name).differences
+        assert [(item.kind, item.where) for item in found] == [("extra", "policy route")]
+        before = snapshot(w.pod)
+        with pytest.raises(InterceptorError, match=f"IP{net.family} table 133: .* metric .*--tproxy-table"):
+            enable(w.pod, **TPROXY)
+        assert snapshot(w.pod) == before
+        w.pod.run("ip", f"-{net.family[1]}", *line.replace(" add ", " del ").split())
+        assert capture.check(config, netns=w.pod.name).differences == ()
+
+
+def test_a_foreign_route_that_does_the_same_is_left_alone(w: World) -> None:
+    same = "route add local default dev lo table 133"
+    for family in ("-4", "-6"):
+        w.pod.run("ip", family, *same.split())
+    before = snapshot(w.pod)
+    with capturing(w.pod, **TPROXY):
+        assert capture.check(options(**TPROXY), netns=w.pod.name).differences == ()
+        assert set(ask_all(questions(w))) == CAPTURED
+    assert snapshot(w.pod) == before
+    for family in ("-4", "-6"):
+        w.pod.run("ip", family, *same.replace(" add ", " del ").split())
