@@ -231,6 +231,16 @@ CHANGES = [
 ]
 
 
+@pytest.mark.slow
+def test_changing_the_mechanism_again_and_again_loses_and_leaks_nothing(w: World, backend: str) -> None:
+    mechanisms = [TPROXY, {}, {"inbound": "tproxy"}, {"outbound": "tproxy"}, {}] * 2
+    with capturing(w.pod, backend=backend), open_connections(questions(w), CAPTURED):
+        with traffic(questions(w)) as ended:
+            for texts in mechanisms:
+                assert enable(w.pod, backend=backend, **texts).changed
+        assert set(ended) == CAPTURED
+
+
 def answers(*, inbound: str = "redirect", outbound: str = "redirect", **_: str) -> set[Answer]:
     """To questions(), by these options."""
     return (DIRECT_OUT if outbound == "off" else OUTSIDE) | (DIRECT_IN if inbound == "off" else INSIDE)
