@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -30,6 +31,9 @@ HAS_V6 = "/proc/thread-self/net/if_inet6"
 class Tool(Protocol):
     """Reads and writes one IP family's tables, in the network namespace of the calling thread. Raises BackendError."""
 
+    def opened(self) -> AbstractContextManager[None]:
+        """What several calls share lives within this; it may be entered again inside."""
+
     def save(self, family: Family) -> str:
         """iptables-save text; changes nothing, creates no table."""
 
@@ -45,6 +49,10 @@ class Programs:
     """The Tool that runs iptables-<variant>-save and -restore."""
 
     variant: Variant
+
+    def opened(self) -> AbstractContextManager[None]:
+        """See Tool. Programs share nothing."""
+        return nullcontext()
 
     def save(self, family: Family) -> str:
         """See Tool."""
@@ -92,6 +100,10 @@ class IptablesBackend:
 
         Raises BackendError; when a family fails both are put back to what they were, and the text says so.
         """
+        with self._tool.opened():
+            return self._apply(plan)
+
+    def _apply(self, plan: Plan) -> bool:
         before = self._held()
         if not compare(self.expected(plan), _observed(before)):
             return False
@@ -159,6 +171,10 @@ class IptablesBackend:
 
     def remove(self) -> bool:
         """Take away all our chains and jumps; whether there were any."""
+        with self._tool.opened():
+            return self._remove()
+
+    def _remove(self) -> bool:
         found = False
         before = self._held()
         begun: list[Family] = []
@@ -187,7 +203,8 @@ class IptablesBackend:
 
     def _held(self) -> dict[Family, _Held]:
         families = [family for family in Family if family is Family.V4 or os.path.exists(HAS_V6)]
-        saved = {family: self._tool.save(family) for family in families}
+        with self._tool.opened():
+            saved = {family: self._tool.save(family) for family in families}
         return {
             family: _Held(iptables_save.parse(text), tuple(iptables_save.leftovers(text))) for family, text in saved.items()
         }

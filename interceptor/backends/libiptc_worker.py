@@ -1,8 +1,8 @@
-"""`python -I -m interceptor.backends.libiptc_worker`: save or restore one IP family's legacy tables by python-iptables.
+"""`python -I -m interceptor.backends.libiptc_worker v4`: save and restore one IP family's legacy tables by python-iptables.
 
-A process of its own for each family and each verb, for python-iptables' defects (1.2): extensions work for the first
-family of a process only, tables are cached across namespaces, and with autocommit refusals by the kernel are lost.
-Reads a request from stdin and answers on stdout, both JSON. Knows nothing of plans.
+A process of its own for each family, for python-iptables' defects (1.2): extensions work for the first family of a process
+only, tables are cached across namespaces, and with autocommit refusals by the kernel are lost.
+Answers each line of stdin with one on stdout, both JSON, until stdin ends. Knows nothing of plans.
 """
 
 from __future__ import annotations
@@ -31,15 +31,19 @@ ENDPOINTS = ("src", "dst", "in_interface", "out_interface", "protocol")
 
 
 def main() -> int:
-    """Answer one request: {"verb", "family", "text"} -> {"text"} or {"error"}."""
-    request = json.load(sys.stdin)
-    family = Family(request["family"])
-    try:
-        answer = {"text": save(family) if request["verb"] == "save" else restore(family, request["text"])}
-    except Exception as error:  # noqa: BLE001  the edge of a process: the parent raises it as a BackendError
-        answer = {"error": f"{type(error).__name__}: {error}"}
-    json.dump(answer, sys.stdout)
-    sys.stdout.flush()
+    """Answer requests: {"verb", "text"} -> {"text"} or {"error"}."""
+    family = Family(sys.argv[1])
+    # Only answers go to stdout, whatever an extension prints.
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            answer = {"text": save(family) if request["verb"] == "save" else restore(family, request["text"])}
+        except Exception as error:  # noqa: BLE001  the edge of a process: the parent raises it as a BackendError
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
     # python-iptables' handles are freed in any order at exit, which may crash; all that matters is committed.
     os._exit(0)
 

@@ -242,6 +242,9 @@ class Failing:
         self.tool, self.family, self.transactions, self.error = tool, family, transactions, error
         self.failed = False
 
+    def opened(self) -> contextlib.AbstractContextManager[None]:
+        return self.tool.opened()
+
     def save(self, family: Family) -> str:
         return self.tool.save(family)
 
