@@ -149,7 +149,7 @@ def guard(allow_host: bool) -> None:
 
 
 def _backend(name: detect.BackendName) -> Backend:
-    # Each is imported only when chosen; libiptc's costs 350 ms, in a process of its own.
+    # Each is imported only when chosen; libiptc's costs 0.1 s a family, in processes of its own.
     if name == "nft":
         from interceptor.backends.nft import NftBackend
 

@@ -22,9 +22,9 @@ def kept(own: Mark, earlier: Iterable[PolicyRoute]) -> tuple[PolicyRoute, ...]:
 
 
 def _confuses(one: ConnectionMarks, other: ConnectionMarks) -> bool:
-    """Whether some connection mark could mean one thing by `one` and another by `other`."""
+    """Whether a connection that got a mark by one of them would mean something else by the other."""
     return any(
-        place != other_place and (mark.value ^ other_mark.value) & mark.mask & other_mark.mask == 0
+        place != other_place and (mark.matches(other_mark.value) or other_mark.matches(mark.value))
         for (place, mark), (other_place, other_mark) in product(enumerate(_meanings(one)), enumerate(_meanings(other)))
     )
 
