@@ -17,9 +17,10 @@ from interceptor.cli.options import ConfiguredCommand, NotingOption, common_opti
 from interceptor.config import Config
 from interceptor.errors import Problem
 from interceptor.netns import enter_for_good, locate
+from interceptor.proxy import cpus
 from interceptor.proxy.configured import settings as configured
-from interceptor.proxy.flow_log import FlowLog
-from interceptor.proxy.server import Proxy, open_listeners
+from interceptor.proxy.relay.choice import RELAY_NAMES, choose
+from interceptor.proxy.serve import serve
 from interceptor.proxy.settings import ListenFamily, ProxySettings
 from interceptor.sources import Resolved, local_names
 from interceptor.values import Family, parse_id
@@ -53,26 +54,53 @@ def _judge(own: Mapping[str, Any], good: Mapping[str, Any]) -> Iterator[Problem]
     metavar="S",
     help="After SIGTERM, wait this long. [5]",
 )
+@click.option(
+    "--idle-timeout", type=click.FloatRange(0, min_open=True), metavar="S", help="Reset flows idle for so long. [never]"
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Processes that share the ports. [the processors this cgroup may use]",
+)
+@click.option("--relay", type=click.Choice(RELAY_NAMES), default="auto", help="What moves the bytes. [auto]")
 @common_options
 @functools.partial(config_options, judge=_judge)
-def command(resolved: Resolved, netns: str | None, as_json: bool, user: str | None, drain_deadline: float) -> int:
+def command(
+    resolved: Resolved,
+    netns: str | None,
+    as_json: bool,
+    user: str | None,
+    workers: int | None,
+    **limits: Any,
+) -> int:
     """Forward captured connections to their original destinations; print one JSON line for each on stdout.
 
     Ends on SIGTERM or SIGINT, when the connections have ended or the deadline has passed. The counters are printed then,
     on stderr (with --json as one JSON document).
     """
-    settings = dataclasses.replace(_settings(resolved.config, netns, user), drain_deadline_s=drain_deadline)
+    settings = dataclasses.replace(
+        _settings(resolved.config, netns, user),
+        drain_deadline_s=limits["drain_deadline"],
+        idle_timeout_s=limits["idle_timeout"],
+        relay=limits["relay"],
+    )
     if netns is not None:
         enter_for_good(locate(netns))
-    listeners = open_listeners(settings)
-    log = FlowLog(sys.stdout.fileno())
-    proxy = Proxy(settings, listeners, lambda flow: log.write(flow.to_json()))
-    names = ", ".join(dict.fromkeys(str(each.listener) for each in listeners))
-    proxy.run(lambda: print(f"interceptor: listening: {names}", file=sys.stderr, flush=True))
-    log.close()
-    shown = {**dataclasses.asdict(proxy.counters), "flow_records_lost": log.lost}
-    print(json.dumps(shown) if as_json else f"interceptor: {shown}", file=sys.stderr)
-    return 0
+    names = ", ".join(str(listener) for listener in settings.listeners)
+    count = workers or cpus.available()
+    relay = choose(settings.relay)
+
+    def announce() -> None:
+        print(
+            f"interceptor: listening: {names}; workers: {count}; relay: {relay.name}: {relay.reason}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    code, counted = serve(settings, count, sys.stdout.fileno(), announce)
+    print(json.dumps(counted) if as_json else f"interceptor: {counted}", file=sys.stderr)
+    return code
 
 
 def _settings(config: Config, netns: str | None, user: str | None) -> ProxySettings:

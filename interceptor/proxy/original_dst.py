@@ -6,11 +6,20 @@ Two conditions are errors with names: the kernel has no entry, and the entry is 
 from __future__ import annotations
 
 import errno
-import socket
 from collections.abc import Callable
+from socket import SOL_IP, SocketType, inet_ntoa
 
-from interceptor.proxy.settings import Mode
-from interceptor.sockets import Address, IpAddress, address, original_dst_v4, original_dst_v6
+from interceptor.proxy.settings import Listener
+from interceptor.sockets import (
+    SO_ORIGINAL_DST,
+    SOCKADDR_IN_SIZE,
+    IpAddress,
+    SockAddr,
+    address,
+    normal,
+    original_dst_v6,
+    sockaddr_text,
+)
 
 # ENOENT: conntrack is there and does not know the connection. ENOPROTOOPT: it is not loaded for this family (mitmproxy#7272).
 NO_ENTRY_ERRNOS = frozenset({errno.ENOENT, errno.ENOPROTOOPT})
@@ -39,40 +48,66 @@ class DirectDial(NoOriginalDst):
 
     reason = "direct_dial"
 
-    def __init__(self, destination: Address) -> None:
-        self.destination = destination
-        super().__init__(f"{destination} is the proxy itself")
+    def __init__(self, destination: SockAddr) -> None:
+        super().__init__(f"{sockaddr_text(destination)} is the proxy itself")
 
 
-def original_dst(sock: socket.socket, mode: Mode) -> Address:
-    """The original destination of the accepted connection `sock`.
+def original_dst_of(listener: Listener) -> Callable[[SocketType], SockAddr]:
+    """What tells the original destination, in normal form, of a connection accepted by `listener`.
 
-    Raises NoConntrackEntry, ClientGone, or OSError for what else the kernel answers.
+    It raises NoConntrackEntry, ClientGone, or OSError for what else the kernel answers.
     """
-    if mode == "tproxy":
-        return address(sock.getsockname())
-    # A dual-stack listener's v4-mapped peer is an IPv4 connection to conntrack, whatever the socket's family.
-    is_v4 = sock.family == socket.AF_INET or address(sock.getsockname()).ip.version == 4
+    if listener.mode == "tproxy":
+        return _local_address
+    if listener.family == "dual":
+        return _redirected_dual
+    return _redirected_v4 if listener.family == "v4" else _redirected_v6
+
+
+def _local_address(sock: SocketType) -> SockAddr:
+    return normal(sock.getsockname())
+
+
+def _redirected_v4(sock: SocketType) -> SockAddr:
     try:
-        return original_dst_v4(sock) if is_v4 else original_dst_v6(sock)
+        raw = sock.getsockopt(SOL_IP, SO_ORIGINAL_DST, SOCKADDR_IN_SIZE)
     except OSError as error:
-        if error.errno in NO_ENTRY_ERRNOS:
-            _refuse_gone(sock)
-            raise NoConntrackEntry(f"{errno.errorcode[error.errno]}: not redirected here, or conntrack is off") from error
-        raise
+        raise _explained(sock, error) from error
+    return (inet_ntoa(raw[4:8]), raw[2] << 8 | raw[3])
 
 
-def _refuse_gone(sock: socket.socket) -> None:
+def _redirected_v6(sock: SocketType) -> SockAddr:
+    try:
+        return original_dst_v6(sock)
+    except OSError as error:
+        raise _explained(sock, error) from error
+
+
+def _redirected_dual(sock: SocketType) -> SockAddr:
+    # A v4-mapped peer is an IPv4 connection to conntrack, whatever the socket's family.
+    return _redirected_v4(sock) if len(_local_address(sock)) == 2 else _redirected_v6(sock)
+
+
+def _explained(sock: SocketType, error: OSError) -> Exception:
+    if error.errno in NO_ENTRY_ERRNOS:
+        if _is_gone(sock):
+            return ClientGone("reset by the client before it was accepted")
+        return NoConntrackEntry(f"{errno.errorcode[error.errno]}: not redirected here, or conntrack is off")
+    return error
+
+
+def _is_gone(sock: SocketType) -> bool:
     try:
         sock.getpeername()
-    except OSError as error:  # ENOTCONN: closed by a reset, net/ipv4/af_inet.c
-        raise ClientGone("reset by the client before it was accepted") from error
+    except OSError:  # ENOTCONN: closed by a reset, net/ipv4/af_inet.c
+        return True
+    return False
 
 
-def refuse_loop(destination: Address, own_ports: frozenset[int], is_local: Callable[[IpAddress], bool]) -> None:
+def refuse_loop(destination: SockAddr, own_ports: frozenset[int], is_local: Callable[[IpAddress], bool]) -> None:
     """Raise DirectDial when dialling `destination` would reach the proxy itself.
 
-    With nat rules loaded, SO_ORIGINAL_DST of a connection that was not redirected is its own address (peers.md 7).
+    With nat rules loaded, SO_ORIGINAL_DST of a connection that was not redirected is its own address.
     """
-    if destination.port in own_ports and is_local(destination.ip):
+    if destination[1] in own_ports and is_local(address(destination).ip):
         raise DirectDial(destination)

@@ -10,6 +10,8 @@ Direction: TypeAlias = Literal["outbound", "inbound", "dns"]
 Mode: TypeAlias = Literal["redirect", "tproxy"]
 # "dual" is one IPv6 socket that takes v4-mapped peers too.
 ListenFamily: TypeAlias = Literal["v4", "v6", "dual"]
+# "auto" takes the cheapest that works here (relay/choice.py).
+RelayName: TypeAlias = Literal["auto", "splice", "copy"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,7 @@ class ProxySettings:
     dns_port: int | None = None
     dns_families: tuple[ListenFamily, ...] = ()
     resolvers: tuple[str, ...] = ()
+    relay: RelayName = "auto"
 
     @property
     def needs_net_admin(self) -> bool:

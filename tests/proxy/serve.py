@@ -7,6 +7,8 @@ import resource
 import sys
 from typing import Any
 
+from interceptor.errors import InterceptorError
+from interceptor.proxy.serve import serve
 from interceptor.proxy.server import Proxy, open_listeners
 from interceptor.proxy.settings import Listener, ProxySettings
 
@@ -23,11 +25,20 @@ def main(text: str) -> None:
     given["resolvers"] = tuple(given.get("resolvers", ()))
     run_as = given.get("run_as", (1337, 1337))
     given["run_as"] = run_as and tuple(run_as)
+    workers = given.pop("workers", None)
     settings = ProxySettings(**given)
+    if workers is not None:
+        code, counted = serve(settings, workers, sys.stdout.fileno(), lambda: print("ready", flush=True))
+        print(json.dumps({"counters": counted}), flush=True)
+        sys.exit(code)
     proxy = Proxy(settings, open_listeners(settings), lambda flow: print(flow.to_json(), flush=True))
     proxy.run(lambda: print("ready", flush=True))
     print(json.dumps({"counters": proxy.counters.as_json()}), flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    try:
+        main(sys.argv[1])
+    except InterceptorError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -1,0 +1,72 @@
+"""Run the proxy as a command does: flows to a descriptor, counters at the end, in this process or in several workers."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+from collections.abc import Callable
+
+from interceptor.proxy.flow_log import FlowLog
+from interceptor.proxy.listeners import BoundListener, open_for_workers, with_own_view
+from interceptor.proxy.server import Proxy
+from interceptor.proxy.settings import ProxySettings
+from interceptor.proxy.shared_counters import Numbers
+from interceptor.proxy.workers import PUBLISH_S, Link, Supervisor
+
+# Connections make no cycles that outlive them; what little there is elsewhere can wait. By default, the collector would look
+# at every waiting connection again and again (700 objects), and stop all of them meanwhile.
+GC_THRESHOLD = 50_000
+
+
+def serve(settings: ProxySettings, workers: int, flows: int, on_ready: Callable[[], None]) -> tuple[int, Numbers]:
+    """Serve until told to stop; the exit code, and what was counted. `flows` is the descriptor for the records.
+
+    Raises ProxyError when a port cannot be had.
+    """
+    listeners = open_for_workers(settings, workers)
+    if workers == 1:
+        return 0, _serve_here(settings, listeners[0], flows, on_ready, None)
+
+    def serve_as(link: Link) -> int:
+        for theirs in (*listeners[: link.index], *listeners[link.index + 1 :]):
+            for each in theirs:
+                each.close()
+        _serve_here(settings, with_own_view(listeners[link.index]), flows, link.say_ready, link)
+        return 0
+
+    def let_go() -> None:
+        for each in itertools.chain(*listeners):
+            each.close()
+
+    supervisor = Supervisor(workers, serve_as, let_go, settings.drain_deadline_s)
+    code = supervisor.run(on_ready)
+    return code, supervisor.counters()
+
+
+def _serve_here(
+    settings: ProxySettings, listeners: list[BoundListener], flows: int, on_ready: Callable[[], None], link: Link | None
+) -> Numbers:
+    proxy = Proxy(settings, listeners, lambda flow: log.write(flow.to_json()))
+    log = FlowLog(flows, proxy.later, alone=link is None)
+
+    def counted() -> Numbers:
+        return {**proxy.counters.as_json(), "flow_records_lost": log.lost}
+
+    if link is not None:
+        proxy.stop_at_end_of(link.lifeline)
+        _publish_now_and_then(proxy, link, counted)
+    gc.freeze()
+    gc.set_threshold(GC_THRESHOLD)
+    proxy.run(on_ready)
+    log.close()
+    if link is not None:
+        link.publish(counted())
+    return counted()
+
+
+def _publish_now_and_then(proxy: Proxy, link: Link, counted: Callable[[], Numbers]) -> None:
+    def publish() -> None:
+        link.publish(counted())
+        proxy.later(PUBLISH_S, publish)
+
+    publish()
