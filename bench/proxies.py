@@ -1,0 +1,153 @@
+"""Our proxy beside no proxy, Envoy, HAProxy and mitmproxy, in network namespaces of their own. Root; Linux.
+
+bench/setup.sh                                       once: load generators, the other proxies
+python -m bench.proxies                              everything; about 40 minutes; writes bench/results.md
+python -m bench.proxies --quick                      does it work? under a minute
+python -m bench.proxies --measure rr,conn --proxies none,splice,envoy --paths inbound-v4
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import shlex
+import sys
+import tempfile
+import time
+from typing import TypeVar
+
+from bench import contenders, machine, report, runs, world
+from bench.contenders import CONTENDERS, Contender
+from bench.measures import DEFAULT, GROUPS, MEASURES, Measure, Pins
+from bench.world import PATHS
+
+Known = TypeVar("Known")
+RESULTS = os.path.join(os.path.dirname(os.path.relpath(__file__)), "results.md")
+NEEDED = ("wrk", "iperf3", "nsenter", "setpriv", "conntrack", "nft", "ip")
+
+
+def main(argv: list[str]) -> None:
+    """See the top."""
+    given = arguments(argv)
+    measured = chosen_measures(given.measure, quick=given.quick)
+    paths = [_known(PATHS, name, "--paths") for name in given.paths.split(",")]
+    raise_descriptor_limit()
+    left_out: dict[str, str] = {}
+    entrants = chosen_contenders(given.proxies, left_out)
+    with tempfile.TemporaryDirectory(prefix="itc-bench-") as workdir, world.world() as made:
+        # The proxies make their sockets here, as their own user.
+        os.chown(workdir, contenders.PROXY_UID, contenders.PROXY_UID)
+        os.chmod(workdir, 0o755)
+        settings = runs.Settings(
+            seconds=1 if given.quick else given.seconds,
+            rounds=1 if given.quick else given.rounds,
+            long_rounds=1 if given.quick else min(given.rounds, given.long_rounds),
+            foreign_limit=given.foreign_limit,
+            patience_s=0 if given.quick else given.patience,
+            retries=0 if given.quick else given.retries,
+            deadline=time.monotonic() + given.budget * 60,
+            pins=pins(given.pin),
+            workdir=workdir,
+        )
+        book = runs.measure_all(made, paths, measured, entrants, settings)
+    book.left_out = {**left_out, **book.left_out}
+    command = shlex.join(["python", "-m", "bench.proxies", *argv])
+    about = [
+        *machine.description(entrants),
+        f"- {settings.seconds:g} s a run" + (f"; pinned: {given.pin}" if given.pin else ""),
+    ]
+    text = report.markdown(book, command=command, machine=about, titles={each.name: title(each) for each in entrants})
+    with open(given.out, "w", encoding="utf-8") as file:
+        file.write(text)
+    if given.json:
+        with open(given.json, "w", encoding="utf-8") as file:
+            file.write(report.json_lines(book))
+    print(text)
+    if given.quick and (book.discarded or not book.runs):
+        raise SystemExit("bench: runs were discarded")
+
+
+def arguments(argv: list[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="bench.proxies", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--measure", help=f"of {', '.join((*GROUPS, *MEASURES))} [{','.join(DEFAULT)}]")
+    parser.add_argument("--proxies", help=f"of {', '.join(CONTENDERS)} [all that run here, with 1 worker]")
+    parser.add_argument("--paths", default="outbound-v4", help=f"of {', '.join(PATHS)} [outbound-v4]")
+    parser.add_argument("--rounds", type=int, default=5, help="[5]")
+    parser.add_argument("--long-rounds", type=int, default=2, help="rounds of measures with up to 10,000 connections [2]")
+    parser.add_argument("--seconds", type=int, default=3, help="of each run [3]")
+    parser.add_argument("--quick", action="store_true", help="1 round of 1 s; fails when a run is discarded")
+    parser.add_argument("--pin", default="", help="CPUs: client=0,server=0,proxy=1 (several: 2-3) [the scheduler's choice]")
+    parser.add_argument("--foreign-limit", type=float, default=0.12, help="cores that others may use [0.12]")
+    parser.add_argument("--patience", type=float, default=20, help="seconds to wait for a quiet machine before each run [20]")
+    parser.add_argument("--retries", type=int, default=2, help="of a noisy or discarded run [2]")
+    parser.add_argument("--budget", type=float, default=90, help="minutes, after which no run is begun [90]")
+    parser.add_argument("--out", default=RESULTS, help=f"[{RESULTS}]")
+    parser.add_argument("--json", help="also write every run there, one JSON document a line")
+    given = parser.parse_args(argv)
+    if os.geteuid() != 0:
+        parser.error("needs root: network namespaces")
+    if absent := [name for name in NEEDED if not contenders.which(name)]:
+        parser.error(f"not installed: {', '.join(absent)} (bench/setup.sh)")
+    return given
+
+
+def chosen_measures(names: str | None, *, quick: bool) -> list[Measure]:
+    """The measures named, groups spelled out, each once."""
+    if names is None and quick:
+        return [each for each in MEASURES.values() if each.quick]
+    wanted = names.split(",") if names else DEFAULT
+    spelled = [one for name in wanted for one in GROUPS.get(name, (name,))]
+    return [_known(MEASURES, name, "--measure") for name in dict.fromkeys(spelled)]
+
+
+def chosen_contenders(names: str | None, left_out: dict[str, str]) -> list[Contender]:
+    """Those named, which must run here; or all that do, the others with their reasons in `left_out`."""
+    if names:
+        wanted = [_known(CONTENDERS, name, "--proxies") for name in names.split(",")]
+        if problems := [f"{each.name}: {reason}" for each in wanted if (reason := contenders.missing(each))]:
+            raise SystemExit("bench.proxies: --proxies: " + "; ".join(problems))
+        return wanted
+    chosen = []
+    for each in CONTENDERS.values():
+        if each.default:
+            if reason := contenders.missing(each):
+                left_out[each.name] = reason
+            else:
+                chosen.append(each)
+    return chosen
+
+
+def title(contender: Contender) -> str:
+    """How tables call it."""
+    return {
+        "none": "no proxy",
+        "ours": f"**interceptor, {contender.name.removesuffix('-2')}**" + (", 2 workers" if contender.workers == 2 else ""),
+    }.get(contender.kind, contender.name.replace("-2", ", 2 workers"))
+
+
+def pins(text: str) -> Pins:
+    """client=0,server=0,proxy=1 as Pins."""
+    try:
+        return Pins(**dict(part.split("=", 1) for part in text.split(",") if part))
+    except (TypeError, ValueError):
+        raise SystemExit(f"bench.proxies: --pin {text}: client=CPUS,server=CPUS,proxy=CPUS is right") from None
+
+
+def raise_descriptor_limit() -> None:
+    """As many descriptors as we may have; every contender inherits it."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _known(table: dict[str, Known], name: str, option: str) -> Known:
+    if name not in table:
+        raise SystemExit(f"bench.proxies: {option} {name}: not one of {', '.join(table)}")
+    return table[name]
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
