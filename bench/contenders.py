@@ -19,10 +19,12 @@ from functools import cache
 from typing import Literal, TypeAlias, assert_never
 
 from bench import accounting, configs
-from bench.world import Path, Program, World, run, start
+from bench.world import ADDRESSES, Path, Program, World, run, start
 
 Kind: TypeAlias = Literal["none", "ours", "envoy", "haproxy", "mitmproxy"]
 
+# Envoy answers 1.0 with 426.
+ENVOY_REQUEST = b"GET /stats?filter=downstream_cx_total HTTP/1.1\r\nHost: admin\r\nConnection: close\r\n\r\n"
 INTERCEPTOR = [sys.executable, "-m", "interceptor"]
 PROXY_UID = 1337
 APP_UID = 2000
@@ -46,7 +48,7 @@ class Contender:
 CONTENDERS = {
     each.name: each
     for each in (
-        Contender("none", "none"),
+        Contender("none", "none", capture=("--exclude-inbound-cidrs", ",".join(each["far"] for each in ADDRESSES.values()))),
         Contender("copy", "ours", options=("--relay", "copy")),
         Contender("splice", "ours", options=("--relay", "splice")),
         Contender("packet", "ours", options=("--relay", "packet")),
@@ -138,7 +140,11 @@ def _proxy_options(contender: Contender) -> tuple[str, ...]:
 
 
 def capture(world: World, contender: Contender) -> None:
-    """Our own rules in the pod: the same for all that do not bring a capture of their own."""
+    """Our own rules in the pod: the same for all that do not bring a capture of their own.
+
+    Without a proxy clients go through the same rules to the one that lets them pass: outbound as the proxy's user, inbound as
+    an excluded source.
+    """
     run(*INTERCEPTOR, "init", "--netns", world.pod, "--backend", "nft", "--proxy-uid", str(PROXY_UID), *contender.capture)
 
 
@@ -215,7 +221,9 @@ def unserved(contender: Contender, path: Path) -> str | None:
     """Why this contender cannot serve this path; None when it can."""
     if contender.kind == "mitmproxy" and path.direction == "inbound":
         return "mitmproxy cannot choose its upstream source address"
-    if contender.capture and path.direction == "inbound":
+    if contender.kind == "haproxy" and path.family == "v6":
+        return "HAProxy 2.6 asks the kernel for the original destination of IPv4 connections only"
+    if "connect" in contender.capture and path.direction == "inbound":
         return "outbound only"
     return None
 
@@ -229,7 +237,7 @@ def own_count(said: str) -> int | None:
 
 
 def _ask(made: Running) -> int:
-    request = b"show info\n" if made.contender.kind == "haproxy" else b"GET /stats?filter=downstream_cx_total HTTP/1.0\r\n\r\n"
+    request = b"show info\n" if made.contender.kind == "haproxy" else ENVOY_REQUEST
     with socket.socket(socket.AF_UNIX) as sock:
         sock.settimeout(10)
         sock.connect(made.stats_socket)
@@ -246,7 +254,10 @@ def haproxy_count(answer: str) -> int:
 def envoy_count(answer: str) -> int:
     """Connections, from /stats: of the four listeners, without the worker's own copies of these."""
     pattern = re.compile(r"^listener\.(?:outbound|inbound)_v[46]\.downstream_cx_total: (\d+)$", re.MULTILINE)
-    return sum(int(count) for count in pattern.findall(answer))
+    counts = pattern.findall(answer)
+    if not counts:
+        raise ValueError(f"Envoy's /stats without a count: {answer[:200]!r}")
+    return sum(map(int, counts))
 
 
 def version(contender: Contender) -> str:

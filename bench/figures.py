@@ -38,6 +38,11 @@ def ratio(of: ByRound, to: ByRound) -> Spread | None:
     return spread(of[each] / to[each] for each in of if to.get(each))
 
 
+def difference(of: ByRound, to: ByRound) -> Spread | None:
+    """`of` less `to`, round by round; rounds that one of them lacks do not count."""
+    return spread(of[each] - to[each] for each in of if each in to)
+
+
 def digits(value: float, significant: int = 3) -> str:
     """A figure with so many significant digits, never in exponents: 0.00123, 12.3, 41200."""
     if value == 0:

@@ -37,7 +37,7 @@ def wrk(text: str) -> Requests:
 
 
 def _percentile(text: str, which: int) -> float:
-    found = re.search(rf"^\s+{which}%\s+([\d.]+)(us|ms|s|m|h)$", text, re.MULTILINE)
+    found = re.search(rf"^\s+{which}%\s+([\d.]+)(us|ms|s|m|h) *$", text, re.MULTILINE)
     if found is None:
         raise ValueError(f"no {which}% line in {text[:300]!r}")
     return float(found.group(1)) * _UNIT_S[found.group(2)]

@@ -1,7 +1,7 @@
 """Open connections, make one request on each, and hold them. A program of its own, started inside a namespace.
 
-python hold.py HOST PORT FIRST ALL: opens FIRST, prints "warm", waits for a line, opens the rest up to ALL, prints "held",
-waits for the end of stdin.
+python hold.py HOST PORT[,PORT...] FIRST ALL: opens FIRST, prints "warm", waits for a line, opens the rest up to ALL, prints
+"held", waits for the end of stdin.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ DEADLINE_S = 60.0
 REQUEST = b"GET / HTTP/1.1\r\nHost: held\r\n\r\n"
 
 
-def open_more(host: str, port: int, count: int, held: list[socket.socket], deadline: float) -> None:
+def open_more(host: str, ports: list[int], count: int, held: list[socket.socket], deadline: float) -> None:
     """Open `count` connections, AT_ONCE in flight; each is there once its request is answered."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     poll, pending = select.epoll(), {}
@@ -26,7 +26,7 @@ def open_more(host: str, port: int, count: int, held: list[socket.socket], deadl
         while begun < count and len(pending) < AT_ONCE:
             sock = socket.socket(family, socket.SOCK_STREAM)
             sock.setblocking(False)
-            sock.connect_ex((host, port))
+            sock.connect_ex((host, ports[begun % len(ports)]))
             pending[sock.fileno()] = sock
             poll.register(sock.fileno(), select.EPOLLOUT)
             begun += 1
@@ -49,19 +49,19 @@ def open_more(host: str, port: int, count: int, held: list[socket.socket], deadl
     poll.close()
 
 
-def main(host: str, port: int, first: int, every: int) -> None:
+def main(host: str, ports: list[int], first: int, every: int) -> None:
     """See the top."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     held: list[socket.socket] = []
     deadline = time.monotonic() + DEADLINE_S
-    open_more(host, port, first, held, deadline)
+    open_more(host, ports, first, held, deadline)
     print("warm", flush=True)
     sys.stdin.readline()
-    open_more(host, port, every - first, held, deadline)
+    open_more(host, ports, every - first, held, deadline)
     print("held", flush=True)
     sys.stdin.read()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
+    main(sys.argv[1], [int(port) for port in sys.argv[2].split(",")], int(sys.argv[3]), int(sys.argv[4]))

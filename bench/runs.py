@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from bench import accounting, audit
 from bench.contenders import Contender, running, unserved, which
-from bench.measures import HTTP_PORT, Discarded, Measure, Pins, Stage
+from bench.measures import HTTP_PORTS, Discarded, Measure, Pins, Stage
 from bench.world import Path, World, start, tcp_counters
 
 QUIET_LOOK_S = 0.3
@@ -51,9 +51,9 @@ class Run:
 class Book:
     """All runs, those thrown away with their reasons, and what was not measured."""
 
+    foreign_limit: float
     runs: list[Run] = field(default_factory=list)
     discarded: list[str] = field(default_factory=list)
-    noisy: list[str] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
 
 
@@ -61,7 +61,7 @@ def measure_all(
     world: World, paths: Sequence[Path], measures: Sequence[Measure], contenders: Sequence[Contender], settings: Settings
 ) -> Book:
     """Every measure on every path; within a round every contender once, each round beginning with another one."""
-    book = Book()
+    book = Book(settings.foreign_limit)
     for path in paths:
         with serving(world, path, settings):
             for measure in measures:
@@ -88,7 +88,7 @@ def serving(world: World, path: Path, settings: Settings) -> Iterator[None]:
     # Workers are forked, not replaced: stopping the master stops them.
     server = start([nginx, "-c", config, "-e", "/dev/null"], where=world.server(path), cpus=settings.pins.server)
     try:
-        server.wait_listening(HTTP_PORT)
+        server.wait_listening(*HTTP_PORTS)
         yield
     finally:
         server.stop()
@@ -98,11 +98,12 @@ def _nginx_config(workdir: str, workers: int) -> str:
     temporary = "".join(
         f"  {name}_temp_path {workdir}/nginx-{name};\n" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
+    listen = "".join(f"    listen {port} backlog=65535;\n    listen [::]:{port} backlog=65535;\n" for port in HTTP_PORTS)
     return (
         f"user root;\ndaemon off;\nworker_processes {workers};\npid {workdir}/nginx.pid;\n"
         "events {\n  worker_connections 15000;\n  multi_accept on;\n}\n"
         f"http {{\n{temporary}  access_log off;\n  keepalive_timeout 3600s;\n  keepalive_requests 1000000000;\n"
-        f"  server {{\n    listen {HTTP_PORT} backlog=65535;\n    listen [::]:{HTTP_PORT} backlog=65535;\n"
+        f"  server {{\n{listen}"
         "    location / {\n      default_type text/plain;\n      return 200 'ok';\n    }\n  }\n}\n"
     )
 
@@ -115,7 +116,7 @@ def _threads() -> int:
 def _until_it_counts(
     world: World, path: Path, measure: Measure, contender: Contender, number: int, settings: Settings, book: Book
 ) -> None:
-    """A run, again while others used the CPU or connections went astray; of noisy ones, the quietest counts, and is named."""
+    """A run, again while others used the CPU or connections went astray; of noisy ones, the quietest counts."""
     best: Run | None = None
     label = f"{path} {measure.name} {contender.name} round {number + 1}"
     for _ in range(settings.retries + 1):
@@ -132,8 +133,6 @@ def _until_it_counts(
             break
     if best is None:
         return
-    if best.foreign_cores > settings.foreign_limit:
-        book.noisy.append(f"{label}: {best.foreign_cores:.2f} cores")
     book.runs.append(best)
     figures = " ".join(f"{key}={value:.4g}" for key, value in best.values.items())
     print(f"  {label}: {figures} (others: {best.foreign_cores:.2f} cores)", file=sys.stderr, flush=True)
@@ -143,7 +142,8 @@ def _one(world: World, path: Path, measure: Measure, contender: Contender, numbe
     world.forget_connections()
     with running(world, contender, settings.workdir, settings.pins.proxy) as proxy:
         before = {role: tcp_counters(world.named(role)) for role in ("pod", "far")}
-        stage = Stage(world, path, settings.seconds, proxy.client_uid, settings.pins, proxy.pids, _threads())
+        seconds = settings.seconds * (3 if measure.long else 1)
+        stage = Stage(world, path, seconds, proxy.client_uid, settings.pins, proxy.pids, _threads())
         result = measure.run(stage)
         after = {role: tcp_counters(world.named(role)) for role in ("pod", "far")}
     counted = audit.Counted.between(before, after, proxy.accepted)
@@ -152,9 +152,11 @@ def _one(world: World, path: Path, measure: Measure, contender: Contender, numbe
         wrong := audit.complaint(counted, path.direction, proxied=contender.kind != "none", slack=slack)
     ):
         raise Discarded(wrong)
+    connections = counted.far_passive if path.direction == "outbound" else counted.far_active
+    if connections < stage.concurrency:
+        raise Discarded(f"only {connections} of {stage.concurrency} connections were opened in time")
     assert stage.used is not None
     values = {**result.values, **_per_operation(stage.used, result.operations)}
-    connections = counted.far_passive if path.direction == "outbound" else counted.far_active
     return Run(str(path), measure.name, contender.name, number, values, stage.used.foreign_cores, connections)
 
 
