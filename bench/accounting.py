@@ -62,6 +62,11 @@ def switches(pids: Iterable[int]) -> int:
     return total
 
 
+def is_traced(pid: int) -> bool:
+    """Whether a debugger or strace is attached to every thread of the process."""
+    return all("TracerPid:\t0\n" not in _read(path) for path in _task_files([pid], "status"))
+
+
 def pss_kb(pids: Iterable[int]) -> int:
     """Proportional set size in KB: memory of these processes, shared pages divided among those who share them."""
     total = 0

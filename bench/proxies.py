@@ -15,11 +15,13 @@ import shlex
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from typing import TypeVar
 
 from bench import contenders, machine, report, runs, world
 from bench.contenders import CONTENDERS, Contender
-from bench.measures import DEFAULT, GROUPS, MEASURES, Measure, Pins
+from bench.measures import DEFAULT, GROUPS, MEASURES, Measure
+from bench.stage import Pins
 from bench.world import PATHS
 
 Known = TypeVar("Known")
@@ -88,11 +90,16 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--out", default=RESULTS, help=f"[{RESULTS}]")
     parser.add_argument("--json", help="also write every run there, one JSON document a line")
     given = parser.parse_args(argv)
+    require(parser, NEEDED)
+    return given
+
+
+def require(parser: argparse.ArgumentParser, programs: Sequence[str]) -> None:
+    """End with exit 2 unless we are root and all programs are there."""
     if os.geteuid() != 0:
         parser.error("needs root: network namespaces")
-    if absent := [name for name in NEEDED if not contenders.which(name)]:
+    if absent := [name for name in programs if not contenders.which(name)]:
         parser.error(f"not installed: {', '.join(absent)} (bench/setup.sh)")
-    return given
 
 
 def chosen_measures(names: str | None, *, quick: bool) -> list[Measure]:

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 from bench import accounting, audit
 from bench.contenders import Contender, running, unserved, which
-from bench.measures import HTTP_PORTS, Discarded, Measure, Pins, Stage
+from bench.measures import Measure
+from bench.stage import HTTP_PORTS, Discarded, Pins, Stage
 from bench.world import Path, World, start, tcp_counters
 
 QUIET_LOOK_S = 0.3
@@ -63,7 +64,7 @@ def measure_all(
     """Every measure on every path; within a round every contender once, each round beginning with another one."""
     book = Book(settings.foreign_limit)
     for path in paths:
-        with serving(world, path, settings):
+        with serving(world, path, settings.workdir, settings.pins):
             for measure in measures:
                 for number in range(settings.long_rounds if measure.long else settings.rounds):
                     first = number % len(contenders)
@@ -79,14 +80,14 @@ def measure_all(
 
 
 @contextmanager
-def serving(world: World, path: Path, settings: Settings) -> Iterator[None]:
+def serving(world: World, path: Path, workdir: str, pins: Pins) -> Iterator[None]:
     """nginx where the path's server is: answers every request with two bytes, keeps connections for ever."""
-    config = os.path.join(settings.workdir, f"nginx-{path}.conf")
+    config = os.path.join(workdir, f"nginx-{path}.conf")
     with open(config, "w", encoding="ascii") as file:
-        file.write(_nginx_config(settings.workdir, _threads()))
+        file.write(_nginx_config(workdir, _threads()))
     nginx = which("nginx") or "nginx"
     # Workers are forked, not replaced: stopping the master stops them.
-    server = start([nginx, "-c", config, "-e", "/dev/null"], where=world.server(path), cpus=settings.pins.server)
+    server = start([nginx, "-c", config, "-e", "/dev/null"], where=world.server(path), cpus=pins.server)
     try:
         server.wait_listening(*HTTP_PORTS)
         yield

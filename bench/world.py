@@ -189,7 +189,12 @@ def _listening(pid: int) -> set[int]:
 
 
 def tcp_counters(where: str) -> dict[str, int]:
-    """The Tcp line of /proc/net/snmp of a namespace: PassiveOpens, ActiveOpens, InSegs, OutSegs ... (RFC 4022)."""
+    """A namespace's PassiveOpens, ActiveOpens ... (RFC 4022), of both families."""
+    return snmp(where, "Tcp")
+
+
+def snmp(where: str, group: str) -> dict[str, int]:
+    """The lines of `group` (Ip, Tcp) in /proc/net/snmp of a namespace."""
     with netns.entered(netns.locate(where)), open("/proc/thread-self/net/snmp", encoding="ascii") as file:
-        names, values = (line.split()[1:] for line in file if line.startswith("Tcp:"))
+        names, values = (line.split()[1:] for line in file if line.startswith(f"{group}:"))
     return {name: int(value) for name, value in zip(names, values, strict=True)}
