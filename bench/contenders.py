@@ -55,6 +55,7 @@ CONTENDERS = {
         Contender("connect", "ours", capture=("--outbound", "connect"), terminates=False),
         Contender("envoy", "envoy"),
         Contender("haproxy", "haproxy"),
+        Contender("haproxy-splice", "haproxy", options=("always",)),
         Contender("mitmproxy", "mitmproxy"),
         Contender("copy-2", "ours", workers=2, options=("--relay", "copy"), default=False),
         Contender("splice-2", "ours", workers=2, options=("--relay", "splice"), default=False),
@@ -189,9 +190,10 @@ def _argv(contender: Contender, workdir: str, stats_socket: str) -> list[str]:
             fixed = ["--concurrency", str(contender.workers), "--disable-hot-restart", "--log-level", "error"]
             return [_envoy(), *fixed, "--config-yaml", configs.envoy(stats_socket)]
         case "haproxy":
+            splicing: configs.Splicing = "always" if contender.options == ("always",) else "auto"
             descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
             with open(config, "w", encoding="ascii") as file:
-                file.write(configs.haproxy(stats_socket, contender.workers, descriptors))
+                file.write(configs.haproxy(stats_socket, contender.workers, descriptors, splicing=splicing))
             return [which("haproxy") or "haproxy", "-db", "-f", config]
         case "mitmproxy":
             modes = [f"--mode=transparent@{port}" for port in (configs.OUTBOUND_PORT, configs.INBOUND_PORT)]

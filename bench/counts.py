@@ -1,14 +1,13 @@
-"""The performance model, counted: system calls, context switches and packets for one connection, one request, one MB. Root; Linux.
+"""The performance model, counted: system calls, context switches and packets a connection, a request, a MB. Root; Linux.
 
     python -m bench.counts [--proxies copy,envoy] [--out bench/counts.md]
 
-Counts hardly depend on the machine or on who else uses it, and explain the times. One client, one connection at a time: a batch of
-events would share its epoll_wait. System calls are counted by strace(1) in a run of their own, because strace makes the proxy slow.
+Counts hardly depend on the machine or on who else uses it, and explain the times. One client, one connection at a time: a batch
+of events would share its epoll_wait. System calls are counted by strace(1) in a run of their own, as it makes the proxy slow.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import shlex
 import signal
@@ -29,7 +28,8 @@ from bench.world import PATHS, World
 
 OUT = os.path.join(os.path.dirname(os.path.relpath(__file__)), "counts.md")
 SECONDS = 1
-NAMED_CALLS = 7
+NAMED_CALLS = 8
+TABLE_HEAD = ("| | system calls | which | context switches | packets in the pod |", "| - | - | - | - | - |")
 ATTACH_DEADLINE_S = 10.0
 
 
@@ -122,12 +122,7 @@ def ip_packets(made: World) -> int:
 
 def table(load: Load, counted: dict[str, Counted], titles: dict[str, str]) -> list[str]:
     """A Markdown table."""
-    lines = [
-        f"### {load.title}",
-        "",
-        "| | system calls | which | context switches | packets in the pod |",
-        "| - | - | - | - | - |",
-    ]
+    lines = [f"### {load.title}", "", *TABLE_HEAD]
     for name, each in counted.items():
         most = Counter(each.calls).most_common(NAMED_CALLS)
         which = ", ".join(f"{call} {digits(number, 2)}" for call, number in most if number >= 0.005)
@@ -138,13 +133,11 @@ def table(load: Load, counted: dict[str, Counted], titles: dict[str, str]) -> li
 
 def main(argv: list[str]) -> None:
     """See the top."""
-    parser = argparse.ArgumentParser(
-        prog="bench.counts", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--proxies", help="as for bench.proxies")
-    parser.add_argument("--out", default=OUT, help=f"[{OUT}]")
-    given = parser.parse_args(argv)
-    proxies.require(parser, ("strace", *proxies.NEEDED))
+    options = proxies.parser("bench.counts", __doc__)
+    options.add_argument("--proxies", help="as for bench.proxies")
+    options.add_argument("--out", default=OUT, help=f"[{OUT}]")
+    given = options.parse_args(argv)
+    proxies.require(options, ("strace", *proxies.NEEDED))
     proxies.raise_descriptor_limit()
     left_out: dict[str, str] = {}
     entrants = proxies.chosen_contenders(given.proxies, left_out)
@@ -164,8 +157,8 @@ def main(argv: list[str]) -> None:
 
 
 EXPLANATION = (
-    "Outbound, IPv4, one client that does one thing after the other. System calls and context switches are the proxy's; packets are",
-    "those that the pod's IP stack received or sent, so one over loopback counts twice. A packet of bulk may hold 64 KB.",
+    "Outbound, IPv4, one client that does one thing after the other. System calls and context switches are the proxy's; packets",
+    "are those that the pod's IP stack received or sent, so one over loopback counts twice. A packet of bulk may hold 64 KB.",
 )
 
 

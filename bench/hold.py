@@ -20,7 +20,8 @@ REQUEST = b"GET / HTTP/1.1\r\nHost: held\r\n\r\n"
 def open_more(host: str, ports: list[int], count: int, held: list[socket.socket], deadline: float) -> None:
     """Open `count` connections, AT_ONCE in flight; each is there once its request is answered."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    poll, pending = select.epoll(), {}
+    poll = select.epoll()
+    pending: dict[int, socket.socket] = {}
     begun = 0
     while begun < count or pending:
         while begun < count and len(pending) < AT_ONCE:

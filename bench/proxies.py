@@ -72,34 +72,37 @@ def main(argv: list[str]) -> None:
 
 def arguments(argv: list[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="bench.proxies", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--measure", help=f"of {', '.join((*GROUPS, *MEASURES))} [{','.join(DEFAULT)}]")
-    parser.add_argument("--proxies", help=f"of {', '.join(CONTENDERS)} [all that run here, with 1 worker]")
-    parser.add_argument("--paths", default="outbound-v4", help=f"of {', '.join(PATHS)} [outbound-v4]")
-    parser.add_argument("--rounds", type=int, default=5, help="[5]")
-    parser.add_argument("--long-rounds", type=int, default=2, help="rounds of measures with up to 10,000 connections [2]")
-    parser.add_argument("--seconds", type=int, default=3, help="of each run [3]")
-    parser.add_argument("--quick", action="store_true", help="1 round of 1 s; fails when a run is discarded")
-    parser.add_argument("--pin", default="", help="CPUs: client=0,server=0,proxy=1 (several: 2-3) [the scheduler's choice]")
-    parser.add_argument("--foreign-limit", type=float, default=0.12, help="cores that others may use [0.12]")
-    parser.add_argument("--patience", type=float, default=20, help="seconds to wait for a quiet machine before each run [20]")
-    parser.add_argument("--retries", type=int, default=2, help="of a noisy or discarded run [2]")
-    parser.add_argument("--budget", type=float, default=90, help="minutes, after which no run is begun [90]")
-    parser.add_argument("--out", default=RESULTS, help=f"[{RESULTS}]")
-    parser.add_argument("--json", help="also write every run there, one JSON document a line")
-    given = parser.parse_args(argv)
-    require(parser, NEEDED)
+    options = parser("bench.proxies", __doc__)
+    options.add_argument("--measure", help=f"of {', '.join((*GROUPS, *MEASURES))} [{','.join(DEFAULT)}]")
+    options.add_argument("--proxies", help=f"of {', '.join(CONTENDERS)} [all that run here, with 1 worker]")
+    options.add_argument("--paths", default="outbound-v4", help=f"of {', '.join(PATHS)} [outbound-v4]")
+    options.add_argument("--rounds", type=int, default=5, help="[5]")
+    options.add_argument("--long-rounds", type=int, default=2, help="rounds of measures with up to 10,000 connections [2]")
+    options.add_argument("--seconds", type=int, default=3, help="of each run [3]")
+    options.add_argument("--quick", action="store_true", help="1 round of 1 s; fails when a run is discarded")
+    options.add_argument("--pin", default="", help="CPUs: client=0,server=0,proxy=1 (several: 2-3) [the scheduler's choice]")
+    options.add_argument("--foreign-limit", type=float, default=0.12, help="cores that others may use [0.12]")
+    options.add_argument("--patience", type=float, default=20, help="seconds to wait for a quiet machine before each run [20]")
+    options.add_argument("--retries", type=int, default=2, help="of a noisy or discarded run [2]")
+    options.add_argument("--budget", type=float, default=90, help="minutes, after which no run is begun [90]")
+    options.add_argument("--out", default=RESULTS, help=f"[{RESULTS}]")
+    options.add_argument("--json", help="also write every run there, one JSON document a line")
+    given = options.parse_args(argv)
+    require(options, NEEDED)
     return given
 
 
-def require(parser: argparse.ArgumentParser, programs: Sequence[str]) -> None:
+def parser(program: str, text: str | None) -> argparse.ArgumentParser:
+    """A parser whose --help begins with the module's docstring as it is written."""
+    return argparse.ArgumentParser(prog=program, description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def require(options: argparse.ArgumentParser, programs: Sequence[str]) -> None:
     """End with exit 2 unless we are root and all programs are there."""
     if os.geteuid() != 0:
-        parser.error("needs root: network namespaces")
+        options.error("needs root: network namespaces")
     if absent := [name for name in programs if not contenders.which(name)]:
-        parser.error(f"not installed: {', '.join(absent)} (bench/setup.sh)")
+        options.error(f"not installed: {', '.join(absent)} (bench/setup.sh)")
 
 
 def chosen_measures(names: str | None, *, quick: bool) -> list[Measure]:
