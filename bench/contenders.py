@@ -5,6 +5,7 @@ A new variant of ours is one line in CONTENDERS.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from typing import Literal, TypeAlias, assert_never
 
 from bench import accounting, configs
 from bench.world import ADDRESSES, Path, Program, World, run, start
+from interceptor.proxy.settings import ProxySettings
 
 Kind: TypeAlias = Literal["none", "ours", "envoy", "haproxy", "mitmproxy"]
 
@@ -28,6 +30,7 @@ ENVOY_REQUEST = b"GET /stats?filter=downstream_cx_total HTTP/1.1\r\nHost: admin\
 INTERCEPTOR = [sys.executable, "-m", "interceptor"]
 PROXY_UID = 1337
 APP_UID = 2000
+COPY = ("--relay", "copy")
 TOOLS = os.path.join(os.path.dirname(__file__), ".venv", "bin")
 
 
@@ -49,7 +52,7 @@ CONTENDERS = {
     each.name: each
     for each in (
         Contender("none", "none", capture=("--exclude-inbound-cidrs", ",".join(each["far"] for each in ADDRESSES.values()))),
-        Contender("copy", "ours", options=("--relay", "copy")),
+        Contender("copy", "ours", options=COPY),
         Contender("splice", "ours", options=("--relay", "splice")),
         Contender("packet", "ours", options=("--relay", "packet")),
         Contender("connect", "ours", capture=("--outbound", "connect"), terminates=False),
@@ -57,7 +60,7 @@ CONTENDERS = {
         Contender("haproxy", "haproxy"),
         Contender("haproxy-splice", "haproxy", options=("always",)),
         Contender("mitmproxy", "mitmproxy"),
-        Contender("copy-2", "ours", workers=2, options=("--relay", "copy"), default=False),
+        Contender("copy-2", "ours", workers=2, options=COPY, default=False),
         Contender("splice-2", "ours", workers=2, options=("--relay", "splice"), default=False),
         Contender("packet-2", "ours", workers=2, options=("--relay", "packet"), default=False),
         Contender("envoy-2", "envoy", workers=2, default=False),
@@ -110,7 +113,7 @@ def which(program: str) -> str | None:
 
 
 def _missing_option(contender: Contender) -> str | None:
-    # `copy` is what a build without --relay does anyhow.
+    # A build that has no relay but `copy` needs no option for it.
     for words, command in ((_proxy_options(contender), "proxy"), (contender.capture, "init")):
         for option, value in zip(words[::2], words[1::2], strict=True):
             if not offered(help_text(command), option, value):
@@ -133,9 +136,14 @@ def help_text(command: str) -> str:
     return run(*INTERCEPTOR, command, "--help")
 
 
+def has_other_relays() -> bool:
+    """Whether the build chooses between relays, so that one must be named."""
+    return any(each.name == "relay" for each in dataclasses.fields(ProxySettings))
+
+
 def _proxy_options(contender: Contender) -> tuple[str, ...]:
     options = contender.options
-    if options == ("--relay", "copy") and not offered(help_text("proxy"), *options):
+    if options == COPY and not offered(help_text("proxy"), *COPY) and not has_other_relays():
         options = ()
     return options + (("--workers", str(contender.workers)) if contender.workers > 1 else ())
 

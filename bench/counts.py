@@ -157,8 +157,8 @@ def main(argv: list[str]) -> None:
 
 
 EXPLANATION = (
-    "Outbound, IPv4, one client that does one thing after the other. System calls and context switches are the proxy's; packets",
-    "are those that the pod's IP stack received or sent, so one over loopback counts twice. A packet of bulk may hold 64 KB.",
+    "Outbound, IPv4, one client that does one thing after the other. System calls and context switches are the proxy's;",
+    "packets are what the pod's IP stack received or sent, so one over loopback counts twice; one of bulk holds up to 64 KB.",
 )
 
 

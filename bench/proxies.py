@@ -22,7 +22,7 @@ from bench import contenders, machine, report, runs, world
 from bench.contenders import CONTENDERS, Contender
 from bench.measures import DEFAULT, GROUPS, MEASURES, Measure
 from bench.stage import Pins
-from bench.world import PATHS
+from bench.world import PATHS, Path
 
 Known = TypeVar("Known")
 RESULTS = os.path.join(os.path.dirname(os.path.relpath(__file__)), "results.md")
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> None:
     """See the top."""
     given = arguments(argv)
     measured = chosen_measures(given.measure, quick=given.quick)
-    paths = [_known(PATHS, name, "--paths") for name in given.paths.split(",")]
+    paths = chosen_paths(given.paths)
     raise_descriptor_limit()
     left_out: dict[str, str] = {}
     entrants = chosen_contenders(given.proxies, left_out)
@@ -129,6 +129,11 @@ def chosen_contenders(names: str | None, left_out: dict[str, str]) -> list[Conte
             else:
                 chosen.append(each)
     return chosen
+
+
+def chosen_paths(names: str) -> list[Path]:
+    """The paths named."""
+    return [_known(PATHS, name, "--paths") for name in names.split(",")]
 
 
 def title(contender: Contender) -> str:
