@@ -20,6 +20,7 @@ from functools import cache
 from typing import Literal, TypeAlias, assert_never
 
 from bench import accounting, configs
+from bench.cgroup import cgroup
 from bench.world import ADDRESSES, Path, Program, World, run, start
 from interceptor.proxy.settings import ProxySettings
 
@@ -31,6 +32,7 @@ INTERCEPTOR = [sys.executable, "-m", "interceptor"]
 PROXY_UID = 1337
 APP_UID = 2000
 COPY = ("--relay", "copy")
+CONNECT = ("--outbound", "connect")
 TOOLS = os.path.join(os.path.dirname(__file__), ".venv", "bin")
 
 
@@ -43,8 +45,6 @@ class Contender:
     workers: int = 1
     options: tuple[str, ...] = ()
     capture: tuple[str, ...] = ()
-    # Whether every connection ends in the proxy and starts anew there; else the count of accepted connections tells nothing.
-    terminates: bool = True
     default: bool = True
 
 
@@ -55,7 +55,7 @@ CONTENDERS = {
         Contender("copy", "ours", options=COPY),
         Contender("splice", "ours", options=("--relay", "splice")),
         Contender("packet", "ours", options=("--relay", "packet")),
-        Contender("connect", "ours", capture=("--outbound", "connect"), terminates=False),
+        Contender("connect", "ours", capture=CONNECT),
         Contender("envoy", "envoy"),
         Contender("haproxy", "haproxy"),
         Contender("haproxy-splice", "haproxy", options=("always",)),
@@ -78,6 +78,8 @@ class Running:
     stats_socket: str
     # What it says it accepted, once stopped; None: it does not count.
     accepted: int | None = None
+    # Clients must be in here to be captured: the cgroup.procs file of a cgroup.
+    client_cgroup: str | None = None
     said: str = field(default="", repr=False)
 
     @property
@@ -160,6 +162,23 @@ def capture(world: World, contender: Contender) -> None:
 @contextmanager
 def running(world: World, contender: Contender, workdir: str, cpus: str | None) -> Iterator[Running]:
     """The contender, listening, with the rules in place; stopped after the block, `accepted` filled in."""
+    if CONNECT[1] not in contender.capture:
+        with _running(world, contender, workdir, cpus) as made:
+            yield made
+        return
+    with cgroup() as clients:
+        within = dataclasses.replace(contender, capture=(*contender.capture, "--capture-cgroup", clients.path))
+        try:
+            with _running(world, within, workdir, cpus) as made:
+                made.client_cgroup = clients.procs
+                yield made
+        finally:
+            # Before its cgroup goes, and the next contender has other rules.
+            run(*INTERCEPTOR, "clean", "--netns", world.pod)
+
+
+@contextmanager
+def _running(world: World, contender: Contender, workdir: str, cpus: str | None) -> Iterator[Running]:
     capture(world, contender)
     stats_socket = os.path.join(workdir, f"{contender.name}.sock")
     if contender.kind == "none":

@@ -15,11 +15,11 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 from bench import audit, proxies, world
-from bench.contenders import PROXY_UID, Contender, running, unserved
+from bench.contenders import PROXY_UID, Contender, Running, running, unserved
 from bench.world import PATHS, Path, Program, World, start, tcp_counters
 
 PORT = 7300
@@ -59,9 +59,11 @@ def examine(made: World, path: Path, contender: Contender, count: int, seed: int
         before = {role: tcp_counters(made.named(role)) for role in ("pod", "far")}
         words = [path.server, str(PORT), str(count), str(seed)]
         with (
-            _program([*TORTURE, "server", *words], where=made.server(path), uid=0) as server,
+            _program([*TORTURE, "server", *words], where=made.server(path)) as server,
             _started(server),
-            _program([*TORTURE, "client", *words], where=made.client(path), uid=proxy.client_uid) as client,
+            _program(
+                [*TORTURE, "client", *words], where=made.client(path), uid=proxy.client_uid, cgroup=proxy.client_cgroup
+            ) as client,
         ):
             found = [*_read(client, "client"), *_read(server, "server")]
         after = {role: tcp_counters(made.named(role)) for role in ("pod", "far")}
@@ -69,9 +71,14 @@ def examine(made: World, path: Path, contender: Contender, count: int, seed: int
     return Verdict(found, audit.complaint(counted, path.direction, proxied=contender.kind != "none", slack=0))
 
 
+def _client(made: World, path: Path, proxy: Running, words: list[str]) -> AbstractContextManager[Program]:
+    argv = [*TORTURE, "client", *words]
+    return _program(argv, where=made.client(path), uid=proxy.client_uid, cgroup=proxy.client_cgroup)
+
+
 @contextmanager
-def _program(argv: list[str], *, where: str, uid: int) -> Iterator[Program]:
-    program = start(argv, where=where, uid=uid, stdout=subprocess.PIPE)
+def _program(argv: list[str], *, where: str, uid: int = 0, cgroup: str | None = None) -> Iterator[Program]:
+    program = start(argv, where=where, uid=uid, cgroup=cgroup, stdout=subprocess.PIPE)
     try:
         yield program
     finally:
@@ -112,7 +119,7 @@ def main(argv: list[str]) -> int:
     options.add_argument("--seed", type=int, default=1, help="another seed is another set of connections [1]")
     given = options.parse_args(argv)
     proxies.require(options, ("nsenter", "setpriv", "conntrack", "nft", "ip"))
-    proxies.raise_descriptor_limit()
+    proxies.prepare()
     left_out: dict[str, str] = {}
     entrants = proxies.chosen_contenders(given.proxies, left_out)
     ours_failed = False

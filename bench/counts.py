@@ -81,7 +81,7 @@ def _run(made: World, contender: Contender, load: Load, workdir: str, *, under_s
     made.forget_connections()
     path = PATHS["outbound-v4"]
     with running(made, contender, workdir, None) as proxy:
-        stage = Stage(made, path, SECONDS, proxy.client_uid, Pins(), proxy.pids)
+        stage = Stage(made, path, SECONDS, proxy.client_uid, Pins(), proxy.pids, client_cgroup=proxy.client_cgroup)
         packets = ip_packets(made)
         if under_strace:
             with _traced(proxy.pids, under_strace):
@@ -138,7 +138,7 @@ def main(argv: list[str]) -> None:
     options.add_argument("--out", default=OUT, help=f"[{OUT}]")
     given = options.parse_args(argv)
     proxies.require(options, ("strace", *proxies.NEEDED))
-    proxies.raise_descriptor_limit()
+    proxies.prepare()
     left_out: dict[str, str] = {}
     entrants = proxies.chosen_contenders(given.proxies, left_out)
     titles = {each.name: proxies.title(each) for each in entrants}

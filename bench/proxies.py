@@ -18,7 +18,7 @@ import time
 from collections.abc import Sequence
 from typing import TypeVar
 
-from bench import contenders, machine, report, runs, world
+from bench import cgroup, contenders, machine, report, runs, world
 from bench.contenders import CONTENDERS, Contender
 from bench.measures import DEFAULT, GROUPS, MEASURES, Measure
 from bench.stage import Pins
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> None:
     given = arguments(argv)
     measured = chosen_measures(given.measure, quick=given.quick)
     paths = chosen_paths(given.paths)
-    raise_descriptor_limit()
+    prepare()
     left_out: dict[str, str] = {}
     entrants = chosen_contenders(given.proxies, left_out)
     with tempfile.TemporaryDirectory(prefix="itc-bench-") as workdir, world.world() as made:
@@ -52,22 +52,34 @@ def main(argv: list[str]) -> None:
             pins=pins(given.pin),
             workdir=workdir,
         )
-        book = runs.measure_all(made, paths, measured, entrants, settings)
-    book.left_out = {**left_out, **book.left_out}
+        book = runs.Book(given.foreign_limit, left_out=left_out)
+        try:
+            runs.measure_all(made, paths, measured, entrants, settings, book)
+        except BaseException as error:
+            book.left_out["the rest"] = f"ended by {type(error).__name__}"
+            raise
+        finally:
+            _write(given, argv, entrants, book, settings)
+    if given.quick and (book.discarded or not book.runs):
+        raise SystemExit("bench: runs were discarded")
+
+
+def _write(
+    given: argparse.Namespace, argv: list[str], entrants: list[Contender], book: runs.Book, settings: runs.Settings
+) -> None:
     command = shlex.join(["python", "-m", "bench.proxies", *argv])
     about = [
         *machine.description(entrants),
         f"- {settings.seconds:g} s a run" + (f"; pinned: {given.pin}" if given.pin else ""),
     ]
     text = report.markdown(book, command=command, machine=about, titles={each.name: title(each) for each in entrants})
-    with open(given.out, "w", encoding="utf-8") as file:
-        file.write(text)
+    if given.out != "-":
+        with open(given.out, "w", encoding="utf-8") as file:
+            file.write(text)
     if given.json:
         with open(given.json, "w", encoding="utf-8") as file:
             file.write(report.json_lines(book))
     print(text)
-    if given.quick and (book.discarded or not book.runs):
-        raise SystemExit("bench: runs were discarded")
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:
@@ -85,7 +97,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     options.add_argument("--patience", type=float, default=20, help="seconds to wait for a quiet machine before each run [20]")
     options.add_argument("--retries", type=int, default=2, help="of a noisy or discarded run [2]")
     options.add_argument("--budget", type=float, default=90, help="minutes, after which no run is begun [90]")
-    options.add_argument("--out", default=RESULTS, help=f"[{RESULTS}]")
+    options.add_argument("--out", default=RESULTS, help=f"the report, printed too; - prints it only [{RESULTS}]")
     options.add_argument("--json", help="also write every run there, one JSON document a line")
     given = options.parse_args(argv)
     require(options, NEEDED)
@@ -152,10 +164,11 @@ def pins(text: str) -> Pins:
         raise SystemExit(f"bench.proxies: --pin {text}: client=CPUS,server=CPUS,proxy=CPUS is right") from None
 
 
-def raise_descriptor_limit() -> None:
-    """As many descriptors as we may have; every contender inherits it."""
+def prepare() -> None:
+    """As many descriptors as we may have, and a bpffs of our own: every contender inherits both."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    cgroup.own_bpffs()
 
 
 def _known(table: dict[str, Known], name: str, option: str) -> Known:

@@ -13,7 +13,7 @@ from bench import accounting, audit
 from bench.contenders import Contender, running, unserved, which
 from bench.measures import Measure
 from bench.stage import HTTP_PORTS, Discarded, Pins, Stage
-from bench.world import Path, World, start, tcp_counters
+from bench.world import Failed, Path, World, start, tcp_counters
 
 QUIET_LOOK_S = 0.3
 # Connections that were still being made when a load generator stopped, beside those that it held.
@@ -59,10 +59,14 @@ class Book:
 
 
 def measure_all(
-    world: World, paths: Sequence[Path], measures: Sequence[Measure], contenders: Sequence[Contender], settings: Settings
-) -> Book:
+    world: World,
+    paths: Sequence[Path],
+    measures: Sequence[Measure],
+    contenders: Sequence[Contender],
+    settings: Settings,
+    book: Book,
+) -> None:
     """Every measure on every path; within a round every contender once, each round beginning with another one."""
-    book = Book(settings.foreign_limit)
     for path in paths:
         with serving(world, path, settings.workdir, settings.pins):
             for measure in measures:
@@ -73,10 +77,9 @@ def measure_all(
                             book.left_out[f"{contender.name} on {path}"] = reason
                         elif time.monotonic() > settings.deadline:
                             book.left_out["all after the time budget was spent"] = f"beginning with {path} {measure.name}"
-                            return book
+                            return
                         else:
                             _until_it_counts(world, path, measure, contender, number, settings, book)
-    return book
 
 
 @contextmanager
@@ -124,7 +127,7 @@ def _until_it_counts(
         _await_quiet(settings)
         try:
             run = _one(world, path, measure, contender, number, settings)
-        except Discarded as why:
+        except (Discarded, Failed) as why:
             book.discarded.append(f"{label}: {why}")
             print(f"  {label}: discarded: {why}", file=sys.stderr)
             continue
@@ -144,14 +147,12 @@ def _one(world: World, path: Path, measure: Measure, contender: Contender, numbe
     with running(world, contender, settings.workdir, settings.pins.proxy) as proxy:
         before = {role: tcp_counters(world.named(role)) for role in ("pod", "far")}
         seconds = settings.seconds * (3 if measure.long else 1)
-        stage = Stage(world, path, seconds, proxy.client_uid, settings.pins, proxy.pids, _threads())
+        stage = Stage(world, path, seconds, proxy.client_uid, settings.pins, proxy.pids, _threads(), proxy.client_cgroup)
         result = measure.run(stage)
         after = {role: tcp_counters(world.named(role)) for role in ("pod", "far")}
     counted = audit.Counted.between(before, after, proxy.accepted)
     slack = stage.concurrency + STRAY_CONNECTIONS
-    if contender.terminates and (
-        wrong := audit.complaint(counted, path.direction, proxied=contender.kind != "none", slack=slack)
-    ):
+    if wrong := audit.complaint(counted, path.direction, proxied=contender.kind != "none", slack=slack):
         raise Discarded(wrong)
     connections = counted.far_passive if path.direction == "outbound" else counted.far_active
     if connections < stage.concurrency:

@@ -40,6 +40,7 @@ class Stage:
     pins: Pins
     proxy_pids: list[int]
     threads: int = 1
+    client_cgroup: str | None = None
     # Filled in by the measure: what was used meanwhile, and how many connections may be under way when it ends.
     used: accounting.Used | None = None
     concurrency: int = 1
@@ -66,8 +67,15 @@ class Stage:
 
     def start_client(self, *argv: str, stdin: int = subprocess.DEVNULL) -> Program:
         """A program where clients are."""
-        where = self.world.client(self.path)
-        return start(argv, where=where, uid=self.client_uid, cpus=self.pins.client, stdin=stdin, stdout=subprocess.PIPE)
+        return start(
+            argv,
+            where=self.world.client(self.path),
+            uid=self.client_uid,
+            cpus=self.pins.client,
+            cgroup=self.client_cgroup,
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+        )
 
     def url(self) -> str:
         """What wrk is given."""

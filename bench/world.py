@@ -33,6 +33,10 @@ STOP_DEADLINE_S = 10.0
 LISTEN = "0A"  # include/net/tcp_states.h, TCP_LISTEN, as /proc/net/tcp prints it
 
 
+class Failed(SystemExit):
+    """A program that had to succeed did not; the text is for the user. Uncaught, it ends us with that text."""
+
+
 @dataclass(frozen=True, slots=True)
 class Path:
     """Which way connections go: outbound is pod to far, inbound is far to pod. The proxy is always in the pod."""
@@ -86,7 +90,7 @@ def run(*words: str, feed: str | None = None) -> str:
     """A command that must succeed; its output."""
     done = subprocess.run(words, input=feed, text=True, check=False, capture_output=True)
     if done.returncode != 0:
-        raise SystemExit(f"{' '.join(words)}: exit {done.returncode}: {done.stderr or done.stdout}")
+        raise Failed(f"{' '.join(words)}: exit {done.returncode}: {done.stderr or done.stdout}")
     return done.stdout
 
 
@@ -128,9 +132,9 @@ class Program:
         deadline = time.monotonic() + LISTEN_DEADLINE_S
         while missing := set(ports) - _listening(self.pid):
             if self.process.poll() is not None:
-                raise SystemExit(f"{self.name}: exit {self.process.returncode} before it listened: {self.said()[-2000:]}")
+                raise Failed(f"{self.name}: exit {self.process.returncode} before it listened: {self.said()[-2000:]}")
             if time.monotonic() > deadline:
-                raise SystemExit(f"{self.name}: not listening on {sorted(missing)} after {LISTEN_DEADLINE_S} s")
+                raise Failed(f"{self.name}: not listening on {sorted(missing)} after {LISTEN_DEADLINE_S} s")
             time.sleep(0.01)
 
     def stop(self) -> str:
@@ -161,11 +165,16 @@ def start(
     where: str,
     uid: int = 0,
     cpus: str | None = None,
+    cgroup: str | None = None,
     stdin: int | None = subprocess.DEVNULL,
     stdout: int | IO[str] = subprocess.DEVNULL,
 ) -> Program:
-    """Start `argv` in namespace `where` as user `uid`, on `cpus` (a list as taskset(1) takes it) when given."""
-    wrapped = ["nsenter", f"--net=/run/netns/{where}"]
+    """Start `argv` in namespace `where` as user `uid`, on `cpus` (a list as taskset(1) takes it) when given.
+
+    `cgroup` is the cgroup.procs file of the one to be in.
+    """
+    wrapped = ["sh", "-c", 'echo $$ >"$0" && exec "$@"', cgroup] if cgroup is not None else []
+    wrapped += ["nsenter", f"--net=/run/netns/{where}"]
     if cpus is not None:
         wrapped += ["taskset", "-c", cpus]
     if uid:
