@@ -46,6 +46,7 @@ class Contender:
     options: tuple[str, ...] = ()
     capture: tuple[str, ...] = ()
     default: bool = True
+    quick: bool = True
 
 
 CONTENDERS = {
@@ -58,8 +59,8 @@ CONTENDERS = {
         Contender("connect", "ours", capture=CONNECT),
         Contender("envoy", "envoy"),
         Contender("haproxy", "haproxy"),
-        Contender("haproxy-splice", "haproxy", options=("always",)),
-        Contender("mitmproxy", "mitmproxy"),
+        Contender("haproxy-splice", "haproxy", options=("always",), quick=False),
+        Contender("mitmproxy", "mitmproxy", quick=False),
         Contender("copy-2", "ours", workers=2, options=COPY, default=False),
         Contender("splice-2", "ours", workers=2, options=("--relay", "splice"), default=False),
         Contender("packet-2", "ours", workers=2, options=("--relay", "packet"), default=False),

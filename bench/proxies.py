@@ -36,7 +36,7 @@ def main(argv: list[str]) -> None:
     paths = chosen_paths(given.paths)
     prepare()
     left_out: dict[str, str] = {}
-    entrants = chosen_contenders(given.proxies, left_out)
+    entrants = chosen_contenders(given.proxies, left_out, quick=given.quick)
     with tempfile.TemporaryDirectory(prefix="itc-bench-") as workdir, world.world() as made:
         # The proxies make their sockets here, as their own user.
         os.chown(workdir, contenders.PROXY_UID, contenders.PROXY_UID)
@@ -126,7 +126,7 @@ def chosen_measures(names: str | None, *, quick: bool) -> list[Measure]:
     return [_known(MEASURES, name, "--measure") for name in dict.fromkeys(spelled)]
 
 
-def chosen_contenders(names: str | None, left_out: dict[str, str]) -> list[Contender]:
+def chosen_contenders(names: str | None, left_out: dict[str, str], *, quick: bool = False) -> list[Contender]:
     """Those named, which must run here; or all that do, the others with their reasons in `left_out`."""
     if names:
         wanted = [_known(CONTENDERS, name, "--proxies") for name in names.split(",")]
@@ -135,7 +135,7 @@ def chosen_contenders(names: str | None, left_out: dict[str, str]) -> list[Conte
         return wanted
     chosen = []
     for each in CONTENDERS.values():
-        if each.default:
+        if each.default and (each.quick or not quick):
             if reason := contenders.missing(each):
                 left_out[each.name] = reason
             else:
