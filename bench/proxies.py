@@ -1,7 +1,7 @@
 """Our proxy beside no proxy, Envoy, HAProxy and mitmproxy, in network namespaces of their own. Root; Linux.
 
 bench/setup.sh                                       once: load generators, the other proxies
-python -m bench.proxies                              everything; about 40 minutes; writes bench/results.md
+python -m bench.proxies                              everything; about 45 minutes; writes bench/results.md
 python -m bench.proxies --quick                      does it work? under a minute
 python -m bench.proxies --measure rr,conn --proxies none,splice,envoy --paths inbound-v4
 """
@@ -12,6 +12,7 @@ import argparse
 import os
 import resource
 import shlex
+import signal
 import sys
 import tempfile
 import time
@@ -131,7 +132,7 @@ def chosen_contenders(names: str | None, left_out: dict[str, str], *, quick: boo
     if names:
         wanted = [_known(CONTENDERS, name, "--proxies") for name in names.split(",")]
         if problems := [f"{each.name}: {reason}" for each in wanted if (reason := contenders.missing(each))]:
-            raise SystemExit("bench.proxies: --proxies: " + "; ".join(problems))
+            raise refused("--proxies: " + "; ".join(problems))
         return wanted
     chosen = []
     for each in CONTENDERS.values():
@@ -161,11 +162,18 @@ def pins(text: str) -> Pins:
     try:
         return Pins(**dict(part.split("=", 1) for part in text.split(",") if part))
     except (TypeError, ValueError):
-        raise SystemExit(f"bench.proxies: --pin {text}: client=CPUS,server=CPUS,proxy=CPUS is right") from None
+        raise refused(f"--pin {text}: client=CPUS,server=CPUS,proxy=CPUS is right") from None
+
+
+def refused(text: str) -> SystemExit:
+    """The end that bad options come to: a line on stderr, exit 2."""
+    print(f"bench: {text}", file=sys.stderr)
+    return SystemExit(2)
 
 
 def prepare() -> None:
-    """As many descriptors as we may have, and a bpffs of our own: every contender inherits both."""
+    """As many descriptors as we may have, and a bpffs of our own: every contender inherits both. SIGTERM cleans up too."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     cgroup.own_bpffs()
@@ -173,7 +181,7 @@ def prepare() -> None:
 
 def _known(table: dict[str, Known], name: str, option: str) -> Known:
     if name not in table:
-        raise SystemExit(f"bench.proxies: {option} {name}: not one of {', '.join(table)}")
+        raise refused(f"{option} {name}: not one of {', '.join(table)}")
     return table[name]
 
 
