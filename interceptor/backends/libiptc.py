@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 
-from interceptor.backends import process
+from interceptor.backends import hints, process
 from interceptor.backends.iptables import LOCK_WAIT_S, IptablesBackend
 from interceptor.errors import BackendError
 from interceptor.values import Family
@@ -62,5 +62,5 @@ def _ask(verb: str, family: Family, text: str = "") -> str:
     except ValueError as error:
         raise BackendError(f"{doing}: the worker's answer is not JSON: {printed[:200]!r}") from error
     if "error" in answer:
-        raise BackendError(f"{doing}: {answer['error']}")
+        raise hints.explained(doing, "python-iptables", 1, answer["error"])
     return str(answer["text"])
