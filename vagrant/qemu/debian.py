@@ -46,7 +46,9 @@ class Kernel:
 def kernel(suite: str) -> Kernel:
     """The kernel of a Debian suite, its modules uncompressed."""
     # The package's version is part of the key only through apt: `make clean` fetches newer ones.
-    place = kept(f"kernel-{suite}", f"{MIRROR} {suite} {inspect.getsource(_extract_kernel)}", lambda place: _extract_kernel(suite, place))
+    place = kept(
+        f"kernel-{suite}", f"{MIRROR} {suite} {inspect.getsource(_extract_kernel)}", lambda place: _extract_kernel(suite, place)
+    )
     (modules,) = place.glob("lib/modules/*")
     return Kernel(modules.name, place / "vmlinuz", modules)
 
@@ -77,7 +79,7 @@ class Userland:
 
 
 def userland(suite: str) -> Userland:
-    """Debian with Python, the tools, and our dependencies in /opt/venv; the project itself comes later, by a disk of its own."""
+    """Debian with Python, the tools, and our dependencies in /opt/venv; the project comes by a disk of its own."""
     wanted = _requirements()
     recipe = " ".join((MIRROR, suite, *PACKAGES, *COMPILER, *wanted, IMAGE_SIZE, inspect.getsource(_build_userland)))
     place = kept(f"userland-{suite}", recipe, lambda place: _build_userland(suite, wanted, place))

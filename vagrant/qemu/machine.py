@@ -1,6 +1,6 @@
 """Boot one machine under plain QEMU, let it run one script, and bring back its log, its files and the script's exit status.
 
-Always TCG: that /dev/kvm exists does not say that it works, and a machine that hangs in the decompressor looks like a failed test.
+Always TCG: that /dev/kvm exists does not say that it works, and a machine that hangs early looks like a failed test.
 """
 
 from __future__ import annotations
@@ -71,7 +71,10 @@ def boot(hardware: Hardware, script: str, *, timeout_s: float) -> Outcome:
         said = log.read_bytes()
         status = STATUS.findall(said)
         return Outcome(
-            int(status[-1]) if status else NO_STATUS, seconds, said.decode(errors="replace"), _files(disks[-1]) if status else {}
+            int(status[-1]) if status else NO_STATUS,
+            seconds,
+            said.decode(errors="replace"),
+            _files(disks[-1]) if status else {},
         )
 
 

@@ -1,4 +1,4 @@
-"""What takes long to build is kept in build/kernels, each under the hash of all that it is made from. Knows nothing of what it keeps."""
+"""What takes long to build is kept in build/kernels, each under the hash of all that it is made from."""
 
 from __future__ import annotations
 
