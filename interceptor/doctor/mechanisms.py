@@ -36,10 +36,9 @@ WAYS: dict[str, tuple[Config, str]] = {
 
 def findings(config: Config) -> Iterator[Finding]:
     """Whether `config` itself works, then each mechanism alone. Changes nothing that stays; may load modules, as init."""
-    missing = detect.missing_parts(config.backend)
     try:
         with thrown_away():
-            pass
+            missing = detect.missing_parts(config.backend)
     except NetnsError as error:
         yield Finding("rules", "mechanisms", "unknown", f"not tried: {error}", "run doctor as root")
         return
