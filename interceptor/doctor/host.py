@@ -93,16 +93,16 @@ def _forwarding(config: Config) -> Iterator[Finding]:
 
 
 def _reverse_path(config: Config) -> Iterator[Finding]:
-    """Strict filtering drops a packet that comes in by lo with a source that is elsewhere: what TPROXY turns round."""
+    """With src_valid_mark a packet's source is looked up under its mark; TPROXY's leads home, so the packet is dropped.
+
+    Strict rp_filter alone does no harm (tests/netns/test_contract_tproxy.py passes with it). See net/ipv4/fib_frontend.c.
+    """
     if not (config.uses_tproxy or config.original_source):
         return
     names = [entry.name for entry in os.scandir(f"{SYS}/ipv4/conf") if entry.name != "default"]
-    levels = {name: _read(f"{SYS}/ipv4/conf/{name}/rp_filter") for name in names}
-    # The kernel takes the larger of all's and the interface's (ip-sysctl.rst).
-    strict = [name for name, level in levels.items() if max(level, levels["all"]) == "1" and name != "all"]
-    advice = f"set net.ipv4.conf.{{all,{','.join(strict)}}}.rp_filter to 0 or 2" if strict else ""
-    found = f"strict on {', '.join(sorted(strict))}" if strict else "not strict"
-    yield Finding("namespace", "rp_filter", "warn" if strict else "ok", found, advice)
+    on = sorted(name for name in names if _read(f"{SYS}/ipv4/conf/{name}/src_valid_mark") == "1")
+    advice = "" if not on else "IPv4 that is captured by TPROXY is dropped (wg-quick sets it); set it to 0 in this namespace"
+    yield Finding("namespace", "src_valid_mark", "warn" if on else "ok", f"on for {', '.join(on)}" if on else "off", advice)
 
 
 def _ports(config: Config) -> Iterator[Finding]:

@@ -91,7 +91,7 @@ def test_two_processes_of_the_proxys_uid_are_a_warning(pod: Pod) -> None:
         pytest.param("core/somaxconn", "128", "somaxconn", (), id="backlog"),
         pytest.param("ipv4/ip_forward", "0", "ip_forward", ("--virtual-interfaces", "docker0"), id="forwarding"),
         pytest.param("ipv6/conf/lo/disable_ipv6", "1", "ipv6", (), id="no IPv6 on lo"),
-        pytest.param("ipv4/conf/lo/rp_filter", "1", "rp_filter", ("--outbound", "tproxy"), id="strict reverse path"),
+        pytest.param("ipv4/conf/all/src_valid_mark", "1", "src_valid_mark", ("--inbound", "tproxy"), id="source by mark"),
     ],
 )
 def test_a_switch_that_hurts_is_a_warning(name: str, value: str, finding: str, options: tuple[str, ...], pod: Pod) -> None:

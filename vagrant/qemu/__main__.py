@@ -15,6 +15,7 @@ from vagrant.qemu.suites import FULL, KERNELS, SHORT
 from vagrant.qemu.variants import VARIANTS
 
 PYTEST = "python3 -m pytest -q --color=no -o console_output_style=classic"
+DOCTOR = "python3 -m interceptor doctor --json >/out/doctor.json"
 # Emulated, these take one to two minutes, four, and an hour; what takes longer hangs.
 VARIANT_TIMEOUT_S, SHORT_TIMEOUT_S, FULL_TIMEOUT_S = 420, 600, 7200
 
@@ -73,7 +74,7 @@ def _jobs(arguments: argparse.Namespace) -> Iterator[Job]:
 
 
 def _suite(tests: tuple[str, ...]) -> str:
-    return f"{PYTEST} --durations=10 --junitxml=/out/junit.xml {shlex.join(tests)}\n"
+    return f"{DOCTOR}\n{PYTEST} --durations=10 --junitxml=/out/junit.xml {shlex.join(tests)}\n"
 
 
 def _variant(release: str, name: str) -> Job:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import subprocess
+from pathlib import Path
 
 import pytest
 
-from vagrant.qemu.guest.trial import Step, Trial, trial
+from vagrant.qemu.guest.trial import INTERCEPTOR, Step, Trial, trial
 from vagrant.qemu.variants import OK, VARIANTS, Case
 
 NAME = os.environ["VARIANT"]
@@ -23,6 +25,15 @@ def test_variant(case: Case) -> None:
     assert done.left_by_init == ""
     assert done.clean.status == OK, done.clean.said
     assert done.left == ""
+
+
+def test_doctor_agrees() -> None:
+    case = VARIANTS[NAME].cases[0]
+    argv = [*INTERCEPTOR, "doctor", "--json", *case.options.split()]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=300)
+    Path("/out/doctor.json").write_text(done.stdout)
+
+    assert done.returncode == case.status, done.stderr
 
 
 def _both_fine(done: Trial) -> tuple[Step, Step]:
