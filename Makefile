@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 
 CNI := build/cni/interceptor-cni
 
-.PHONY: cni docs check test unit netns torture golden lock bench demo clean
+.PHONY: cni docs check test unit netns torture kernels golden lock bench demo clean
 
 $(STAMP): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
@@ -35,6 +35,12 @@ netns: $(STAMP)
 torture: $(STAMP)
 	HYPOTHESIS_PROFILE=deep $(BIN)/pytest -q tests/property
 	$(BIN)/pytest -q -m torture tests
+
+# Other kernels, and kernels that lack something, under plain QEMU without KVM: vagrant/README.md. As root; needs
+# mmdebstrap, kmod and qemu-system-x86. KERNELS=--short is what CI can afford; KERNELS="--kernel 6.1 --variant no-nat" is one machine.
+KERNELS ?=
+kernels: $(STAMP)
+	$(BIN)/python -m vagrant.qemu $(KERNELS)
 
 # The diff is reviewed like code.
 docs: $(STAMP)
