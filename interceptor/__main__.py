@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from interceptor.errors import ConfigError, InterceptorError
 
@@ -34,23 +35,29 @@ def _run(args: list[str]) -> int:
     import click
 
     from interceptor.cli import cli
+    from interceptor.cli.options import JSON
 
+    meta: dict[str, Any] = {}
     try:
         # Not cli.main(), which turns an interrupt and a closed pipe into exceptions and codes of its own.
         with cli.make_context("interceptor", args or ["--help"]) as context:
+            meta = context.meta
             return int(cli.invoke(context))
     except click.exceptions.Exit as done:
         return done.exit_code
     except click.ClickException as error:
         used = error.ctx if isinstance(error, click.UsageError) else None
         where = used.command_path if used is not None else "interceptor"
-        return _report(args, "UsageError", f"{error.format_message()} (`{where} --help` shows what there is)", error.exit_code)
+        message = f"{error.format_message()} (`{where} --help` shows what there is)"
+        # click may have stopped before it came to --json. What follows -- is another program's.
+        wants_json = "--json" in (args[: args.index("--")] if "--" in args else args)
+        return _report(wants_json, "UsageError", message, error.exit_code)
     except InterceptorError as error:
-        return _report(args, type(error).__name__, str(error), error.exit_code, error)
+        return _report(meta.get(JSON, False), type(error).__name__, str(error), error.exit_code, error)
 
 
-def _report(args: list[str], kind: str, message: str, code: int, error: InterceptorError | None = None) -> int:
-    if not _wants_json(args):
+def _report(as_json: bool, kind: str, message: str, code: int, error: InterceptorError | None = None) -> int:
+    if not as_json:
         for line in message.splitlines():
             print(f"interceptor: {line}", file=sys.stderr)
         return code
@@ -60,11 +67,6 @@ def _report(args: list[str], kind: str, message: str, code: int, error: Intercep
     listed = [{"option": item.option, "value": item.value, "expected": item.expected} for item in problems]
     print(json.dumps({"error": {"kind": kind, "message": message, "exit_code": code, "problems": listed}}))
     return code
-
-
-def _wants_json(args: list[str]) -> bool:
-    # Not asked of click: it may have stopped before it came to --json. What follows -- is another program's.
-    return "--json" in (args[: args.index("--")] if "--" in args else args)
 
 
 if __name__ == "__main__":

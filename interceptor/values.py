@@ -145,6 +145,14 @@ def parse_ids(text: str, lookup: NameLookup) -> tuple[IdRange, ...]:
     return merge(_each(text, lambda item: IdRange(*_bounds(item, parse_id))))
 
 
+def parse_id(text: str, lookup: NameLookup) -> int:
+    """One user's (or group's) id, by number or name."""
+    found = parse_ids(text, lookup)
+    if len(found) != 1 or found[0].first != found[0].last:
+        raise ValueError("one number or name is wanted")
+    return found[0].first
+
+
 def parse_cidrs(text: str) -> tuple[Network, ...]:
     """Addresses and CIDRs of both families in a comma list; host bits must be zero. `*` alone gives ()."""
     if text.strip() == "*":

@@ -3,23 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import click
 
 from interceptor import capture
-from interceptor.cli.options import ConfiguredCommand, common_options, config_options
+from interceptor.cli.options import ConfiguredCommand, NotingOption, common_options, config_options
 from interceptor.config import Config
-from interceptor.errors import ConfigError, Problem
+from interceptor.errors import Problem
 from interceptor.netns import enter_for_good, locate
 from interceptor.proxy.configured import settings as configured
 from interceptor.proxy.flow_log import FlowLog
 from interceptor.proxy.server import Proxy, open_listeners
 from interceptor.proxy.settings import ListenFamily, ProxySettings
-from interceptor.sources import Resolved
-from interceptor.values import Family
+from interceptor.sources import Resolved, local_names
+from interceptor.values import Family, parse_id
+
+DRAIN_DEADLINE_MAX_S = 86400  # a day; Kubernetes' own grace period is 30 s
+
+
+def _judge(own: Mapping[str, Any], _good: Mapping[str, Any]) -> Iterator[Problem]:
+    try:
+        _ids(own["user"] or "root")
+    except ValueError as error:
+        yield Problem("--user", own["user"], f"{error}; UID or UID:GID, or root")
+    deadline = own["drain_deadline"]
+    if deadline is not None and not 0 <= deadline <= DRAIN_DEADLINE_MAX_S:  # NaN is not
+        yield Problem("--drain-deadline", str(deadline), f"seconds, from 0 to {DRAIN_DEADLINE_MAX_S}")
 
 
 @click.command(cls=ConfiguredCommand)
@@ -28,9 +43,16 @@ from interceptor.values import Family
     metavar="UID[:GID]",
     help="Become this user once the ports are open; `root` stays. [the first --proxy-uid and -gid]",
 )
-@click.option("--drain-deadline", type=click.FloatRange(0), default=5.0, metavar="S", help="After SIGTERM, wait this long. [5]")
+@click.option(
+    "--drain-deadline",
+    cls=NotingOption,
+    type=float,
+    default=5.0,
+    metavar="S",
+    help="After SIGTERM, wait this long. [5]",
+)
 @common_options
-@config_options
+@functools.partial(config_options, judge=_judge)
 def command(resolved: Resolved, netns: str | None, as_json: bool, user: str | None, drain_deadline: float) -> int:
     """Forward captured connections to their original destinations; print one JSON line for each on stdout.
 
@@ -63,10 +85,15 @@ def _identity(config: Config, user: str | None) -> tuple[int, int] | None:
     if os.geteuid() != 0 or user in ("root", "0"):
         return None
     if user is not None:
-        uid, _, gid = user.partition(":")
-        if not (uid.isdigit() and (gid or uid).isdigit()):
-            raise ConfigError([Problem("--user", user, "UID or UID:GID, in numbers, or root")])
-        return int(uid), int(gid or uid)
+        return _ids(user)
     if not config.proxy_uid:
         return None  # known by its mark or cgroup: any user will do
     return config.proxy_uid[0].first, config.proxy_gid[0].first if config.proxy_gid else config.proxy_uid[0].first
+
+
+def _ids(user: str) -> tuple[int, int]:
+    """(uid, gid) as `user` names them. Raises ValueError."""
+    names = local_names()
+    uid, colon, gid = user.partition(":")
+    number = parse_id(uid, names.uid)
+    return number, parse_id(gid, names.gid) if colon else number

@@ -51,7 +51,7 @@ def test_version_names_the_program(capsys: Capture) -> None:
     assert printed(capsys, "--version").startswith("interceptor 0.")
 
 
-@pytest.mark.parametrize("command", [*CONFIGURED, "clean"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_command_has_netns_and_json(capsys: Capture, command: str) -> None:
     text = printed(capsys, command, "--help")
 
@@ -127,6 +127,12 @@ def test_misuse_of_the_command_line_is_exit_code_2_with_a_hint(capsys: Capture, 
     assert len(lines) == 1
     assert lines[0].startswith("interceptor: ")
     assert "--help` shows what there is" in lines[0]
+
+
+def test_json_behind_runs_command_is_the_commands(capsys: Capture) -> None:
+    assert main(["run", "--dns", "x", "true", "--json"]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "interceptor: --dns: 'x': one of off, resolv-conf, all\n")
 
 
 def test_misuse_as_json_stands_on_stdout(capsys: Capture) -> None:
@@ -209,9 +215,60 @@ def test_explain_takes_loopback_to_go_out_on_lo(capsys: Capture) -> None:
 
 
 def test_explain_tells_all_that_is_wrong_with_the_packet(capsys: Capture) -> None:
-    lines = failed(capsys, "explain", "--dst", "x", "--uid", "1-3", "--mark", "-1", "--dport", "0", "--in-interface", "a b")
+    lines = failed(capsys, "explain", "--dst", "x", "--uid", "1-3", "--mark", "-1", "--dport", "0", "--out-interface", "a b")
 
-    assert [line.split(":")[1].strip() for line in lines] == ["--uid", "--dst", "--dport", "--mark", "--in-interface"]
+    assert [line.split(":")[1].strip() for line in lines] == ["--uid", "--dst", "--dport", "--mark", "--out-interface"]
+
+
+@pytest.mark.parametrize(
+    "args", [("--uid", "1"), ("--gid", "1"), ("--out-interface", "eth1")], ids=["uid", "gid", "out-interface"]
+)
+def test_explain_refuses_what_a_packet_that_comes_in_cannot_have(capsys: Capture, args: tuple[str, str]) -> None:
+    (line,) = failed(capsys, "explain", "--in-interface", "eth0", *args)
+
+    assert line.startswith(f"interceptor: {args[0]}: '{args[1]}': a packet that comes in, as --in-interface says")
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        pytest.param(("plan", "--format", "yaml", "--dns-port", "15001"), ["--dns-port", "--format"], id="plan"),
+        pytest.param(
+            ("plan", "--format", "iptables", "--proxy-cgroup", "a", "--inbound-port", "0"),
+            ["--inbound-port", "--format"],
+            id="plan of a cgroup",
+        ),
+        pytest.param(("plan", "--json", "--format", "nft"), None, id="plan in two forms"),
+        pytest.param(
+            ("explain", "--proto", "icmp", "--dport", "x", "--udp", "y"), ["--udp", "--proto", "--dport", "--dst"], id="explain"
+        ),
+        pytest.param(
+            ("proxy", "--user", "1:", "--drain-deadline", "nan", "--dns-port", "0"),
+            ["--dns-port", "--user", "--drain-deadline"],
+            id="proxy",
+        ),
+        pytest.param(("proxy", "--user", "1-2", "--drain-deadline", "soon"), ["--drain-deadline", "--user"], id="proxy's own"),
+        pytest.param(("demo", "--requests", "0", "--backend", "ipfw"), ["--requests", "--backend"], id="demo"),
+        pytest.param(("run", "--flows", "/no/such/dir/f", "--dns", "x", "--", "true"), ["--dns", "--flows"], id="run"),
+    ],
+)
+def test_a_commands_own_options_are_told_with_all_others(
+    capsys: Capture, args: tuple[str, ...], told: list[str] | None
+) -> None:
+    if told is None:
+        assert main(args) == ConfigError.exit_code
+        assert json.loads(capsys.readouterr().out)["error"]["problems"][0]["option"] == "--format"
+        return
+    assert [line.split(":")[1].strip() for line in failed(capsys, *args)] == told
+
+
+def test_bad_options_leave_the_file_for_flows_as_it_is(capsys: Capture, tmp_path: Path) -> None:
+    flows = tmp_path / "flows"
+    flows.write_text("of yesterday")
+
+    failed(capsys, "run", "--flows", str(flows), "--outbound-port", "0", "--", "true")
+
+    assert flows.read_text() == "of yesterday"
 
 
 def test_explain_asks_for_a_destination(capsys: Capture) -> None:
