@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from interceptor.errors import ConfigError, InterceptorError
 
 INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
+FAILED = 1
+# Not what we did wrong: what this process, or the disk that the output goes to, has no more of.
+EXHAUSTED = {
+    errno.EMFILE: "raise `ulimit -n`",
+    errno.ENFILE: "the machine has no more (sysctl fs.file-max)",
+    errno.ENOMEM: "the kernel, or this cgroup, has no memory left",
+    errno.ENOSPC: "the output, or a temporary file, could not be written",
+}
 BROKEN_PIPE = 141  # 128 + SIGPIPE
 
 
@@ -25,10 +34,28 @@ def main(args: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # The interpreter flushes stdout once more on its way out.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _write_no_more(sys.stdout)
         return BROKEN_PIPE
+    except OSError as error:
+        if error.errno not in EXHAUSTED:
+            raise
+        _write_no_more(sys.stdout)
+        _complain(f"{error.strerror}: {EXHAUSTED[error.errno]}")
+        return FAILED
     return code
+
+
+def _write_no_more(stream: TextIO) -> None:
+    # The interpreter flushes it once more on its way out.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _complain(message: str) -> None:
+    try:
+        for line in message.splitlines():
+            print(f"interceptor: {line}", file=sys.stderr, flush=True)
+    except OSError:  # nobody hears it; the exit code says what it can
+        _write_no_more(sys.stderr)
 
 
 def _run(args: list[str]) -> int:
@@ -58,8 +85,7 @@ def _run(args: list[str]) -> int:
 
 def _report(as_json: bool, kind: str, message: str, code: int, error: InterceptorError | None = None) -> int:
     if not as_json:
-        for line in message.splitlines():
-            print(f"interceptor: {line}", file=sys.stderr)
+        _complain(message)
         return code
     import json
 

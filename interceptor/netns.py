@@ -59,6 +59,11 @@ def is_host() -> bool:
     return os.path.exists(HOST_ONLY_SYSCTL) or not os.path.isdir(NET_SYSCTLS)
 
 
+def require(path: str) -> None:
+    """Raise NetnsError unless `path` leads to a network namespace; whether it may be entered shows at entry."""
+    os.close(_open_namespace(path))
+
+
 @contextmanager
 def locked() -> Iterator[None]:
     """Run the block while no other process of ours changes the calling thread's network namespace.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from interceptor.errors import BackendError, InterceptorError, Unsupported
+import re
+
+from interceptor.errors import BackendError, ConfigError, InterceptorError, Problem, Unsupported
 
 # What a program says when the kernel lacks a part, as opposed to when it is told nonsense.
 MISSING_PART = (
@@ -17,13 +19,17 @@ MISSING_PART = (
     "Unable to initialize",
 )
 NOT_PERMITTED = ("Operation not permitted", "Permission denied", "you must be root")
+# nft looks the path up itself, and shows the rule on the next line.
+NO_SUCH_CGROUP = re.compile(
+    r'cgroupv2 path fails: No such file or directory\s.*?socket cgroupv2 level \d+ "([^"]*)"', re.DOTALL
+)
 CT_TIMEOUT = "CONFIG_NF_CT_NETLINK_TIMEOUT (module nfnetlink_cttimeout); --no-conntrack-timeouts does without, at a price"
 # What stands in the refused rule or message -> the feature, and the kernel's options and modules for it. First match counts.
 PARTS = (
     (
         "cgroupv2",
         "matching cgroups",
-        "CONFIG_NFT_SOCKET and CONFIG_SOCK_CGROUP_DATA, and the path must exist below /sys/fs/cgroup",
+        "CONFIG_NFT_SOCKET and CONFIG_SOCK_CGROUP_DATA",
     ),
     ("TPROXY", "TPROXY", "CONFIG_NETFILTER_XT_TARGET_TPROXY (module xt_TPROXY)"),
     ("tproxy", "TPROXY", "CONFIG_NFT_TPROXY (module nft_tproxy)"),
@@ -43,7 +49,13 @@ PARTS = (
 
 
 def explained(doing: str, program: str, status: int, stderr: str) -> InterceptorError:
-    """The error for a refused run of `program`: Unsupported when the kernel lacks something, else BackendError."""
+    """The error for a refused run of `program`: Unsupported when the kernel lacks something, else BackendError.
+
+    ConfigError for what only the kernel could tell of an option's value.
+    """
+    if no_cgroup := NO_SUCH_CGROUP.search(stderr):
+        expected = "there is no such cgroup v2 below /sys/fs/cgroup, as seen from here; make it before the rules"
+        return ConfigError([Problem("--proxy-cgroup", no_cgroup[1], expected)])
     shown = " / ".join(line.strip() for line in stderr.splitlines() if line.strip(" ^~"))[:1000] or "no message"
     said = f"{doing}: {program} exit {status}: {shown}"
     if any(text in stderr for text in NOT_PERMITTED):

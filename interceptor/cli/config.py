@@ -18,7 +18,7 @@ def command(resolved: Resolved, netns: str | None, as_json: bool) -> int:
     """Show every option's value and where it came from."""
     if netns is not None:
         # Options do not depend on it; that it is there is all that can be said.
-        namespaces.identity(namespaces.locate(netns))
+        namespaces.require(namespaces.locate(netns))
     shown = {row: row.kind.show(getattr(resolved.config, row.name)) for row in FIELDS}
     if as_json:
         print_json({row.name: {"value": text, "origin": resolved.origin[row.name]} for row, text in shown.items()})

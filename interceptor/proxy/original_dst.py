@@ -28,6 +28,12 @@ class NoConntrackEntry(NoOriginalDst):
     reason = "no_conntrack_entry"
 
 
+class ClientGone(NoOriginalDst):
+    """The client reset the connection before it was accepted, and conntrack has forgotten it: nobody's mistake."""
+
+    reason = "client_gone"
+
+
 class DirectDial(NoOriginalDst):
     """The destination is one of our own ports on one of our own addresses: dialling it would loop."""
 
@@ -41,7 +47,7 @@ class DirectDial(NoOriginalDst):
 def original_dst(sock: socket.socket, mode: Mode) -> Address:
     """The original destination of the accepted connection `sock`.
 
-    Raises NoConntrackEntry, or OSError for what else the kernel answers.
+    Raises NoConntrackEntry, ClientGone, or OSError for what else the kernel answers.
     """
     if mode == "tproxy":
         return address(sock.getsockname())
@@ -51,8 +57,16 @@ def original_dst(sock: socket.socket, mode: Mode) -> Address:
         return original_dst_v4(sock) if is_v4 else original_dst_v6(sock)
     except OSError as error:
         if error.errno in NO_ENTRY_ERRNOS:
+            _refuse_gone(sock)
             raise NoConntrackEntry(f"{errno.errorcode[error.errno]}: not redirected here, or conntrack is off") from error
         raise
+
+
+def _refuse_gone(sock: socket.socket) -> None:
+    try:
+        sock.getpeername()
+    except OSError as error:  # ENOTCONN: closed by a reset, net/ipv4/af_inet.c
+        raise ClientGone("reset by the client before it was accepted") from error
 
 
 def refuse_loop(destination: Address, own_ports: frozenset[int], is_local: Callable[[IpAddress], bool]) -> None:

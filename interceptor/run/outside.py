@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import select
 import signal
 import socket
@@ -57,7 +58,7 @@ def run(argv: Sequence[str], resolved: Resolved, outside: str | None = None) -> 
     This process goes there, and stays. Raises InterceptorError when nothing could be run.
     """
     config = run_config(resolved)
-    check_privilege(config, os.geteuid())
+    check_privilege(config, os.geteuid(), resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     if outside is not None:
         netns.enter_for_good(netns.locate(outside))
     found = facts.look()

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
 
 import pytest
 
+from interceptor.proxy.original_dst import ClientGone, original_dst
 from tests.proxy.pods import (
     APP_PORT,
     DNS,
@@ -177,6 +180,20 @@ def test_without_conntrack_entries_the_error_has_its_name() -> None:
     with pods("bare") as bare, proxy(bare.pod, **REDIRECT) as running:
         assert is_reset(bare.far, V4["pod"], OUTBOUND)
         assert running.flow()["reason"] == "refused_no_conntrack_entry"
+
+
+@NETS
+def test_a_client_that_reset_before_it_was_accepted_is_not_called_a_missing_entry(net: dict[str, str]) -> None:
+    # Without rules there is no conntrack entry at all, as after a reset that conntrack forgets at once.
+    with pods("gone") as bare, listen(bare.pod, net["pod"], OUTBOUND) as listener:
+        near = client(bare.far, net["pod"], OUTBOUND)
+        accepted, _ = listener.accept()
+        near.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        near.close()
+        with accepted:
+            assert select.select([accepted], [], [], 5)[0]
+            with pytest.raises(ClientGone):
+                original_dst(accepted, "redirect")
 
 
 @NETS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -300,6 +301,40 @@ def test_interrupt_ends_with_130_and_no_traceback(tmp_path: Path) -> None:
             code = run.wait(timeout=10)
         assert run.stderr is not None
         assert (code, run.stderr.read().strip()) == (130, "")
+
+
+@pytest.mark.parametrize(
+    ("args", "full", "code"),
+    [
+        (("plan",), "stdout", 1),
+        (("plan", "--json"), "stdout", 1),
+        (("plan", "--json", "--dns", "x"), "stdout", 1),
+        (("plan", "--dns", "x"), "stderr", 2),
+    ],
+)
+def test_a_full_disk_is_no_traceback(args: tuple[str, ...], full: str, code: int) -> None:
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with open("/dev/full", "w") as disk:
+        done = subprocess.run((*INTERCEPTOR, *args), check=False, text=True, **(streams | {full: disk}))  # type: ignore[call-overload]
+
+    assert done.returncode == code
+    if full == "stdout":
+        assert done.stderr == "interceptor: No space left on device: the output, or a temporary file, could not be written\n"
+
+
+def test_a_path_that_is_no_namespace_is_refused(capsys: Capture) -> None:
+    assert main(["config", "--netns", "/etc/passwd"]) == 4
+    assert capsys.readouterr().err == "interceptor: /etc/passwd is not a network namespace\n"
+
+
+def test_run_with_few_open_files_says_how_many_it_needs(capsys: Capture) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (60, before[1]))
+    try:
+        assert main(["run", "--", "true"]) == 6
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert "needs 64 open files" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from interceptor.backends.hints import explained
-from interceptor.errors import BackendError, InterceptorError, Unsupported
+from interceptor.errors import BackendError, ConfigError, InterceptorError, Unsupported
 
 # As nft 1.0.6 and iptables 1.8.9 print them.
 NFT = "/dev/stdin:9:3-70: Error: Could not process rule: {why}\n\t\t{rule}\n\t\t^^^^^^^^\n"
@@ -53,3 +53,18 @@ def test_other_refusals_are_backend_errors(stderr: str, wanted: str) -> None:
 
     assert isinstance(error, BackendError)
     assert wanted in str(error)
+
+
+def test_a_cgroup_that_is_not_there_is_the_options_fault() -> None:
+    # As nft 1.0.6 says it, for two rules.
+    stderr = "".join(
+        f"/dev/stdin:{line}:27-38: Error: cgroupv2 path fails: No such file or directory\n"
+        '\t\tsocket cgroupv2 level 2 "nonexist/x" counter goto nat_proxy\n\t\t         ^^^^^^^^^^^^\n'
+        for line in (31, 53)
+    )
+
+    error = explained("loading the nft table", "nft", 1, stderr)
+
+    assert (type(error), error.exit_code) == (ConfigError, 2)
+    assert str(error).startswith("--proxy-cgroup: 'nonexist/x': there is no such cgroup v2 below /sys/fs/cgroup")
+    assert len(str(error).splitlines()) == 1
