@@ -112,7 +112,7 @@ def _cgroup(text: str, _names: Names) -> str:
 
 
 def _route_table(text: str, _names: Names) -> int:
-    number = int(text) if text.isascii() and text.isdigit() else 0
+    number = int(text) if text.isascii() and text.isdigit() and len(text) <= 10 else 0
     if not 1 <= number < 2**32 or number in (253, 254, 255):
         raise ValueError("a routing table's number, 1 to 4294967295 without 253, 254 and 255 (default, main, local)")
     return number

@@ -12,7 +12,7 @@ from interceptor import facts, netns
 from interceptor.errors import Problem
 from interceptor.plan.walk import Packet
 from interceptor.sources import local_names
-from interceptor.values import MAX_MARK, Address, Proto, parse_id, parse_ifname, parse_port
+from interceptor.values import MAX_MARK, Address, Proto, mark_number, parse_id, parse_ifname, parse_port
 
 # Where no address can be read: the documentation's own ones (RFC 5737, RFC 3849).
 HOST = {4: ipaddress.ip_address("192.0.2.1"), 6: ipaddress.ip_address("2001:db8::1")}
@@ -124,10 +124,7 @@ def _address(text: str) -> Address:
 
 
 def _mark(text: str) -> int:
-    try:
-        number = int(text, 0)
-    except ValueError:
-        number = -1
-    if not 0 <= number <= MAX_MARK:
+    number = mark_number(text)
+    if number is None or number > MAX_MARK:
         raise ValueError("a mark is a number from 0 to 0xffffffff, decimal or 0x…")
     return number

@@ -27,7 +27,9 @@ from interceptor.values import Family, parse_id
 DRAIN_DEADLINE_MAX_S = 86400  # a day; Kubernetes' own grace period is 30 s
 
 
-def _judge(own: Mapping[str, Any], _good: Mapping[str, Any]) -> Iterator[Problem]:
+def _judge(own: Mapping[str, Any], good: Mapping[str, Any]) -> Iterator[Problem]:
+    if all(good.get(name) == "off" for name in ("outbound", "inbound", "dns")):
+        yield Problem("--outbound", "off", "with --inbound off and --dns off too there is nothing to listen for")
     try:
         _ids(own["user"] or "root")
     except ValueError as error:

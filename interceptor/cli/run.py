@@ -16,8 +16,10 @@ from interceptor.errors import ConfigError, Problem
 from interceptor.sources import Resolved
 
 
-def _judge(own: Mapping[str, Any], _good: Mapping[str, Any]) -> Iterator[Problem]:
-    """Whether --flows can be written shows before anything else happens; it is opened, and emptied, after that."""
+def _judge(own: Mapping[str, Any], good: Mapping[str, Any]) -> Iterator[Problem]:
+    if good.get("outbound") == "off":
+        yield Problem("--outbound", "off", "nothing of the command's would get out; redirect or tproxy")
+    # Whether --flows can be written shows before anything else happens; it is opened, and emptied, after that.
     path = own["flows"]
     if path is None or path == "-":
         return

@@ -25,6 +25,7 @@ def settings(
         original_source=config.original_source,
         run_as=run_as,
         dns_port=config.dns_port if config.dns != "off" else None,
+        dns_families=families,
         resolvers=resolvers,
     )
 

@@ -34,6 +34,7 @@ class ProxySettings:
     upstream_mark: firewall mark (SO_MARK) of upstream sockets.
     original_source: the inbound leg dials the application from the client's own address, not from 127.0.0.6 or ::6.
     run_as: (uid, gid) to become once the listeners are bound.
+    dns_families: those in which DNS is listened for; empty: those of `listeners`.
     resolvers: IP addresses, optionally `ip:port` or `[ip]:port`; the DNS forwarder asks the first.
     """
 
@@ -49,6 +50,7 @@ class ProxySettings:
     udp_listeners: tuple[Listener, ...] = ()
     udp_idle_s: float = 60.0  # longer than the 30 s of nf_conntrack_udp_timeout, so the kernel forgets first
     dns_port: int | None = None
+    dns_families: tuple[ListenFamily, ...] = ()
     resolvers: tuple[str, ...] = ()
 
     @property

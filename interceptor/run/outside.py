@@ -57,6 +57,8 @@ def run(argv: Sequence[str], resolved: Resolved, outside: str | None = None) -> 
 
     This process goes there, and stays. Raises InterceptorError when nothing could be run.
     """
+    if not argv[0]:
+        raise NotStarted("'': command not found", launch.NOT_FOUND)
     config = run_config(resolved)
     check_privilege(config, os.geteuid(), resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     if outside is not None:

@@ -92,7 +92,7 @@ def test_the_table_is_for_people() -> None:
     assert len(rows) == 3 * 4 + 1
     assert max(map(len, rows)) <= 120
     assert lines[-1].startswith("OK: 12 of 12 expected flows were captured")
-    assert all(re.search(r"(curl|http-server)\[\d+\] +100[01] ", row) for row in rows)
+    assert all(re.search(r"(curl|httpd)\[\d+\] +100[01] ", row) for row in rows)
 
 
 @pytest.mark.parametrize("backend", ["nft", "iptables-nft", "iptables-legacy"])
@@ -240,7 +240,7 @@ def test_without_curl_python_is_the_client(tmp_path: Path) -> None:
     argv = ["unshare", "--mount", "sh", "-c", hide, "sh", *INTERCEPTOR, "demo", "--json", "--requests", "1"]
     done = subprocess.run(argv, text=True, capture_output=True, timeout=30, check=False)
     assert done.returncode == 0, done.stderr
-    assert {flow["command"] for flow in json.loads(done.stdout)["flows"]} == {"http-client", "http-server"}
+    assert {flow["command"] for flow in json.loads(done.stdout)["flows"]} == {"http-client", "httpd"}
 
 
 def test_a_failure_half_way_leaves_nothing(tmp_path: Path) -> None:

@@ -105,6 +105,7 @@ def test_last_bytes_of_a_command_that_does_not_wait_arrive(machine: Machine) -> 
         pytest.param(["sh", "-c", "exit 42"], 42, id="its own"),
         pytest.param(["sh", "-c", "kill -TERM $$"], 128 + signal.SIGTERM, id="killed"),
         pytest.param(["no-such-command"], 127, id="not found"),
+        pytest.param([""], 127, id="empty"),
         pytest.param(["/etc/passwd"], 126, id="not executable"),
     ],
 )
@@ -345,7 +346,13 @@ def test_without_user_namespaces_the_message_says_what_is_missing(machine: Machi
 
 
 @pytest.mark.parametrize(
-    "args", [["run"], ["run", "--backend", "foo", "--", "true"], ["run", "--outbound-port", "0", "--", "true"]]
+    "args",
+    [
+        ["run"],
+        ["run", "--outbound", "off", "--", "true"],
+        ["run", "--backend", "foo", "--", "true"],
+        ["run", "--outbound-port", "0", "--", "true"],
+    ],
 )
 def test_bad_options_are_refused(machine: Machine, args: list[str]) -> None:
     done = machine.interceptor(*args)

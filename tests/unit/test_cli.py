@@ -249,6 +249,7 @@ def test_explain_refuses_what_a_packet_that_comes_in_cannot_have(capsys: Capture
             id="proxy",
         ),
         pytest.param(("proxy", "--user", "1-2", "--drain-deadline", "soon"), ["--drain-deadline", "--user"], id="proxy's own"),
+        pytest.param(("proxy", "--outbound", "off", "--inbound", "off"), ["--outbound"], id="proxy for nothing"),
         pytest.param(("demo", "--requests", "0", "--backend", "ipfw"), ["--requests", "--backend"], id="demo"),
         pytest.param(("run", "--flows", "/no/such/dir/f", "--dns", "x", "--", "true"), ["--dns", "--flows"], id="run"),
     ],
@@ -320,6 +321,18 @@ def test_a_full_disk_is_no_traceback(args: tuple[str, ...], full: str, code: int
     assert done.returncode == code
     if full == "stdout":
         assert done.stderr == "interceptor: No space left on device: the output, or a temporary file, could not be written\n"
+
+
+@pytest.mark.parametrize("command", ["config", "plan"])
+def test_a_locale_that_cannot_write_a_name_is_no_traceback(command: str) -> None:
+    done = subprocess.run(
+        (*INTERCEPTOR, command, "--proxy-cgroup", "é"),
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        check=True,
+    )
+
+    assert b"\\xe9" in done.stdout
 
 
 def test_a_path_that_is_no_namespace_is_refused(capsys: Capture) -> None:
