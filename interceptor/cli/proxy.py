@@ -67,7 +67,7 @@ def command(resolved: Resolved, netns: str | None, as_json: bool, user: str | No
     listeners = open_listeners(settings)
     log = FlowLog(sys.stdout.fileno())
     proxy = Proxy(settings, listeners, lambda flow: log.write(flow.to_json()))
-    names = ", ".join(str(listener) for listener in settings.listeners)
+    names = ", ".join(dict.fromkeys(str(each.listener) for each in listeners))
     proxy.run(lambda: print(f"interceptor: listening: {names}", file=sys.stderr, flush=True))
     log.close()
     shown = {**dataclasses.asdict(proxy.counters), "flow_records_lost": log.lost}

@@ -14,6 +14,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from interceptor import netns
+from interceptor.config import Config
+from interceptor.proxy.configured import settings
+from interceptor.proxy.listeners import open_listeners
 from interceptor.proxy.original_dst import ClientGone, original_dst
 from tests.proxy.pods import (
     APP_PORT,
@@ -194,6 +198,18 @@ def test_a_client_that_reset_before_it_was_accepted_is_not_called_a_missing_entr
             assert select.select([accepted], [], [], 5)[0]
             with pytest.raises(ClientGone):
                 original_dst(accepted, "redirect")
+
+
+def test_dns_is_listened_for_when_nothing_else_is_captured(redirecting: Pods) -> None:
+    config = Config(outbound="off", inbound="off", dns="all")
+    with netns.entered(f"/run/netns/{redirecting.pod}"):
+        bound = open_listeners(settings(config, FAMILIES))
+    found = {(each.listener.direction, each.protocol, each.listener.family, each.sock.getsockname()[1]) for each in bound}
+    for each in bound:
+        each.close()
+    bound[0].view.close()
+
+    assert found == {("dns", protocol, family, 15053) for protocol in ("tcp", "udp") for family in FAMILIES}
 
 
 @NETS
