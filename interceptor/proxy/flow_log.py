@@ -14,8 +14,8 @@ from typing import TypeAlias
 
 # At 400 bytes a record 4 MB; at 5,000 connections a second, two seconds of a reader that is away.
 LIMIT = 10_000
-# Waking the thread for each record would cost more than the rest of the record: they go in batches.
-DELAY_S = 0.02
+# Waking the thread for each record would cost more than the record, and have the kernel take the processor from the proxy.
+DELAY_S = 0.1
 # What a pipe takes at most. When several processes write to one, only so much as the kernel writes in one piece (PIPE_BUF,
 # pipe(7)): records must not be torn.
 CHUNK_SIZE = 64 * 1024
@@ -40,7 +40,7 @@ class FlowLog:
         self._queued = 0  # in all, by the proxy's thread
         self._done = 0  # in all, by ours
         self._descriptor = descriptor
-        self._queue: queue.SimpleQueue[list[str] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         # A daemon: one that hangs in write(2) ends with the process.
         self._thread = threading.Thread(target=self._drain, name="flow log", daemon=True)
         self._thread.start()
@@ -60,36 +60,34 @@ class FlowLog:
             del batch[room:]
         if batch:
             self._queued += len(batch)
-            self._queue.put(batch)
+            batch.append("")
+            self._queue.put("\n".join(batch).encode())
 
     def close(self) -> None:
         """Write what is queued, for CLOSE_S at most."""
         self.flush()
-        self._queue.put(None)
+        self._queue.put(b"")
         self._thread.join(CLOSE_S)
 
     def _drain(self) -> None:
-        while (batch := self._queue.get()) is not None:
-            chunk: list[bytes] = []
-            size = 0
-            for line in batch:
-                record = line.encode() + b"\n"
-                if size + len(record) > self._chunk_size:
-                    self._write(chunk)
-                    chunk, size = [], 0
-                chunk.append(record)
-                size += len(record)
-            self._write(chunk)
+        while records := self._queue.get():
+            start = 0
+            while start < len(records):
+                # Whole records, as many as go in one piece; one that is longer goes alone.
+                end = records.rfind(b"\n", start, start + self._chunk_size) + 1 or records.index(b"\n", start) + 1
+                self._write(records[start:end])
+                start = end
 
-    def _write(self, records: list[bytes]) -> None:
+    def _write(self, records: bytes) -> None:
+        count = records.count(b"\n")
         try:
-            _write_all(self._descriptor, b"".join(records))
+            _write_all(self._descriptor, records)
         except OSError as error:
             # Tried again with the next records: a full disk may have room by then.
             if not self.lost:
                 print(f"interceptor: flow log: {error.strerror}: records are lost, connections go on", file=sys.stderr)
-            self.lost += len(records)
-        self._done += len(records)
+            self.lost += count
+        self._done += count
 
 
 def _write_all(descriptor: int, content: bytes) -> None:
