@@ -16,6 +16,7 @@ from interceptor.errors import ConfigError, Problem
 from interceptor.netns import enter_for_good, locate
 from interceptor.proxy.configured import settings as configured
 from interceptor.proxy.flow_log import FlowLog
+from interceptor.proxy.metrics import Region
 from interceptor.proxy.server import Proxy, open_listeners
 from interceptor.proxy.settings import ListenFamily, ProxySettings
 from interceptor.sources import Resolved
@@ -41,8 +42,8 @@ def command(resolved: Resolved, netns: str | None, as_json: bool, user: str | No
     if netns is not None:
         enter_for_good(locate(netns))
     listeners = open_listeners(settings)
-    log = FlowLog(sys.stdout.fileno())
-    proxy = Proxy(settings, listeners, lambda flow: log.write(flow.to_json()))
+    log = FlowLog(sys.stdout.fileno(), Region().worker(0))
+    proxy = Proxy(settings, listeners, log.write)
     names = ", ".join(str(listener) for listener in settings.listeners)
     proxy.run(lambda: print(f"interceptor: listening: {names}", file=sys.stderr, flush=True))
     log.close()

@@ -145,7 +145,9 @@ FALLBACKS_MADE = _counter(
 )
 RECORDS_WRITTEN = _counter("interceptor_flow_records_written_total", "Lines written to the flow log.")
 RECORDS_LOST = _counter(
-    "interceptor_flow_records_lost_total", "Flow records lost because the log was not read or not writable."
+    "interceptor_flow_records_lost_total",
+    "Flow records lost: not_read, the reader was too slow; not_written, the kernel refused.",
+    reason=("not_read", "not_written"),
 )
 DNS_QUERIES = _counter("interceptor_dns_queries_total", "DNS queries over UDP, by what became of them.", outcome=DNS_OUTCOMES)
 UDP_OPENED = _counter("interceptor_udp_flows_opened_total", "UDP flows begun.", direction=DIRECTIONS)
