@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import sys
@@ -10,7 +9,7 @@ import sys
 import click
 
 from interceptor import capture
-from interceptor.cli.options import ConfiguredCommand, common_options, config_options
+from interceptor.cli.options import ProxyCommand, common_options, config_options
 from interceptor.config import Config
 from interceptor.errors import ConfigError, Problem
 from interceptor.netns import enter_for_good, locate
@@ -23,22 +22,21 @@ from interceptor.sources import Resolved
 from interceptor.values import Family
 
 
-@click.command(cls=ConfiguredCommand)
+@click.command(cls=ProxyCommand)
 @click.option(
     "--user",
     metavar="UID[:GID]",
     help="Become this user once the ports are open; `root` stays. [the first --proxy-uid and -gid]",
 )
-@click.option("--drain-deadline", type=click.FloatRange(0), default=5.0, metavar="S", help="After SIGTERM, wait this long. [5]")
 @common_options
 @config_options
-def command(resolved: Resolved, netns: str | None, as_json: bool, user: str | None, drain_deadline: float) -> int:
+def command(resolved: Resolved, netns: str | None, as_json: bool, user: str | None) -> int:
     """Forward captured connections to their original destinations; print one JSON line for each on stdout.
 
     Ends on SIGTERM or SIGINT, when the connections have ended or the deadline has passed. The counters are printed then,
     on stderr (with --json as one JSON document).
     """
-    settings = dataclasses.replace(_settings(resolved.config, netns, user), drain_deadline_s=drain_deadline)
+    settings = _settings(resolved.config, netns, user)
     if netns is not None:
         enter_for_good(locate(netns))
     listeners = open_listeners(settings)
@@ -47,7 +45,7 @@ def command(resolved: Resolved, netns: str | None, as_json: bool, user: str | No
     names = ", ".join(str(listener) for listener in settings.listeners)
     proxy.run(lambda: print(f"interceptor: listening: {names}", file=sys.stderr, flush=True))
     log.close()
-    shown = {**dataclasses.asdict(proxy.counters), "flow_records_lost": log.lost}
+    shown = {**proxy.counters.as_json(), "flow_records_lost": log.lost}
     print(json.dumps(shown) if as_json else f"interceptor: {shown}", file=sys.stderr)
     return 0
 

@@ -9,11 +9,11 @@ from typing import TextIO
 
 import click
 
-from interceptor.cli.options import ConfiguredCommand, config_options
+from interceptor.cli.options import ProxyCommand, config_options
 from interceptor.sources import Resolved
 
 
-@click.command(cls=ConfiguredCommand, context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False})
+@click.command(cls=ProxyCommand, context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False})
 @click.option("--json", "as_json", is_flag=True, help="Print the flows as JSON lines, on stderr.")
 @click.option(
     "--flows", type=click.File("w", lazy=False), metavar="FILE", help="Write the flows to FILE as JSON lines; print no table."

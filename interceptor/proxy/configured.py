@@ -16,16 +16,21 @@ def settings(
     run_as: tuple[int, int] | None = None,
 ) -> ProxySettings:
     """The settings of a proxy for what `config` captures, with one listener of each kind for each of `families`."""
+    own_ports = (config.outbound_port, config.inbound_port, config.dns_port, config.tunnel_port)
     return ProxySettings(
         listeners=tuple(_tcp_listeners(config, families)),
         udp_listeners=tuple(_udp_listeners(config, families)),
-        own_ports=frozenset((config.outbound_port, config.inbound_port, config.dns_port, config.tunnel_port)),
+        own_ports=frozenset((*own_ports, config.admin_port) if config.admin_port else own_ports),
         probe_port=config.probe_port,
         upstream_mark=config.proxy_mark.value if config.proxy_mark else None,
         original_source=config.original_source,
         run_as=run_as,
         dns_port=config.dns_port if config.dns != "off" else None,
         resolvers=resolvers,
+        connect_timeout_s=config.connect_timeout,
+        idle_timeout_s=config.idle_timeout,
+        udp_idle_s=config.udp_idle_timeout,
+        drain_deadline_s=config.drain_deadline,
     )
 
 

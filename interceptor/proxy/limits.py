@@ -72,7 +72,7 @@ def raise_descriptor_limit() -> int:
 
 
 def choose_total(wanted: int | None, descriptors: int, workers: int = 1) -> Choice:
-    """The limit of each of `workers` processes, each with `descriptors`, when `wanted` in all are asked for (None: as many as go).
+    """The limit of each of `workers` processes with `descriptors` each; `wanted` in all were asked for (None: as many as go).
 
     Fewer than asked for are given when there are no descriptors for more: an accept that fails is worse than a refusal.
     """
