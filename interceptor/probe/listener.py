@@ -82,10 +82,11 @@ def _serve_tcp(waiting: socket.socket, arrival: Arrival, stop: threading.Event) 
             connection.sendall(f'{{"original_dst": "{_original(connection, arrival)}"}}\n'.encode())
 
 
-def _original(connection: socket.socket, arrival: Arrival) -> sockets.Address:
+def _original(connection: socket.socket, arrival: Arrival) -> str:
     if arrival.mechanism == "tproxy":
-        return sockets.address(connection.getsockname())
-    return sockets.original_dst_v4(connection) if arrival.family is Family.V4 else sockets.original_dst_v6(connection)
+        return sockets.sockaddr_text(sockets.normal(connection.getsockname()))
+    original_dst = sockets.original_dst_v4 if arrival.family is Family.V4 else sockets.original_dst_v6
+    return sockets.sockaddr_text(original_dst(connection))
 
 
 def _serve_udp(waiting: socket.socket, arrival: Arrival, stop: threading.Event) -> None:

@@ -19,7 +19,7 @@ from interceptor.proxy.listeners import BoundListener
 from interceptor.proxy.loop import Scheduled
 from interceptor.proxy.runtime import Runtime
 from interceptor.proxy.upstream import UpstreamError
-from interceptor.sockets import Address, Ancillary, address, reply_from_same
+from interceptor.sockets import Address, Ancillary, normal, reply_from_same
 
 MAX_MESSAGE = 65535
 ANCILLARY_SIZE = 256
@@ -46,7 +46,7 @@ def parse_resolver(text: str) -> Address:
 class Query:
     """One query that waits for its answer."""
 
-    upstream: socket.socket
+    upstream: socket.SocketType
     asker: Any  # a socket address as recvmsg gives it and sendmsg takes it
     source: list[Ancillary]
     size: int
@@ -81,7 +81,7 @@ class DnsForwarder:
 
     def _ask(self, message: bytes, asker: Any, source: list[Ancillary]) -> None:
         try:
-            upstream = self._runtime.dial(socket.SOCK_DGRAM, "dns", address(asker), self._resolver)
+            upstream = self._runtime.dial_datagram(self._resolver)
         except UpstreamError:
             self._runtime.counters.refused["dns_upstream_failed"] += 1
             return
@@ -111,7 +111,7 @@ class DnsForwarder:
 
     def _end(self, query: Query, received: int, reason: str, error: str | None) -> None:
         self._waiting.pop(query).cancel()
-        upstream_local = address(query.upstream.getsockname())
+        upstream_local = query.upstream.getsockname()
         self._runtime.loop.dispose(query.upstream)
         seconds = time.monotonic() - query.start
         self._runtime.record(
@@ -120,7 +120,7 @@ class DnsForwarder:
                 protocol="udp",
                 direction="dns",
                 listener=self._bound.listener,
-                client=address(query.asker),
+                client=normal(query.asker),
                 # REDIRECT keeps a datagram's first destination in conntrack, where only a connected socket could ask for it.
                 original_dst=None,
                 upstream_local=upstream_local,

@@ -11,7 +11,7 @@ from json.encoder import encode_basestring as quoted
 from typing import Literal, NamedTuple
 
 from interceptor.proxy.settings import Direction, Listener
-from interceptor.sockets import Address
+from interceptor.sockets import SockAddr, sockaddr_text
 
 
 class Flow(NamedTuple):
@@ -27,9 +27,9 @@ class Flow(NamedTuple):
     protocol: Literal["tcp", "udp"]
     direction: Direction
     listener: Listener
-    client: Address
-    original_dst: Address | None
-    upstream_local: Address | None
+    client: SockAddr
+    original_dst: SockAddr | None
+    upstream_local: SockAddr | None
     sent: int
     received: int
     duration_ms: float
@@ -38,8 +38,8 @@ class Flow(NamedTuple):
     uid: int | None = None
     pid: int | None = None
     command: str | None = None
-    connect_ms: float | None = None
     relay: str | None = None
+    connect_ms: float | None = None
     fallback: str | None = None
     sni: str | None = None
     alpn: str | None = None
@@ -53,7 +53,7 @@ class Flow(NamedTuple):
         connect_ms = "null" if self.connect_ms is None else f"{self.connect_ms:.3f}"
         return (
             f'{{"time": "{rfc3339(self.time)}", "protocol": "{self.protocol}", "direction": "{self.direction}", '
-            f'"listener": {_listener(self.listener)}, "client": "{self.client}", '
+            f'"listener": {_listener(self.listener)}, "client": "{sockaddr_text(self.client)}", '
             f'"original_dst": {_address(self.original_dst)}, "upstream_local": {_address(self.upstream_local)}, '
             f'"bytes_sent": {self.sent}, "bytes_received": {self.received}, "duration_ms": {self.duration_ms:.3f}, '
             f'"connect_ms": {connect_ms}, "reason": {quoted(self.reason)}, "error": {_text(self.error)}, '
@@ -71,8 +71,8 @@ def _number(value: int | None) -> str:
     return "null" if value is None else str(value)
 
 
-def _address(value: Address | None) -> str:
-    return "null" if value is None else f'"{value}"'
+def _address(value: SockAddr | None) -> str:
+    return "null" if value is None else f'"{sockaddr_text(value)}"'
 
 
 @lru_cache(64)
@@ -89,11 +89,14 @@ class Counters:
     refused: Counter[str] = field(default_factory=Counter)  # by reason: direct_dial, no_conntrack_entry, ...
     accept_errors: Counter[str] = field(default_factory=Counter)  # by errno name
     ended: Counter[str] = field(default_factory=Counter)  # by reason
+    owners_skipped: int = 0  # flows without a uid because looking them all up would have cost too much
 
     def as_json(self) -> dict[str, int | dict[str, int]]:
         """Plain values, for `json.dumps`."""
         by_reason = {"refused": self.refused, "accept_errors": self.accept_errors, "ended": self.ended}
-        return {"accepted": self.accepted, "open": self.open} | {name: dict(counted) for name, counted in by_reason.items()}
+        plain: dict[str, int | dict[str, int]] = {"accepted": self.accepted, "open": self.open}
+        plain["owners_skipped"] = self.owners_skipped
+        return plain | {name: dict(counted) for name, counted in by_reason.items()}
 
 
 def rfc3339(seconds: float) -> str:

@@ -13,7 +13,6 @@ from interceptor.errors import ProxyError
 from interceptor.proxy.netns_view import NetnsView
 from interceptor.proxy.raw_udp import open_raw
 from interceptor.proxy.settings import Listener, ProxySettings
-from interceptor.proxy.upstream import tune_stream
 from interceptor.sockets import Address, receive_local_address, receive_original_dst, set_transparent
 
 # The kernel caps it at net.core.somaxconn, 4096 by default since 5.4; fewer would drop bursts of short connections.
@@ -102,7 +101,8 @@ def _configure(sock: socket.socket, listener: Listener, protocol: Literal["tcp",
     if protocol == "tcp":
         # A restart must not wait for TIME_WAIT. Two listeners still exclude each other; two UDP sockets would not.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        tune_stream(sock)
+        # Accepted sockets inherit it: no Nagle delay on top of the peers' own.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     elif listener.direction == "dns":
         receive_local_address(sock)
     else:

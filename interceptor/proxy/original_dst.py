@@ -10,7 +10,7 @@ import socket
 from collections.abc import Callable
 
 from interceptor.proxy.settings import Mode
-from interceptor.sockets import Address, IpAddress, address, original_dst_v4, original_dst_v6
+from interceptor.sockets import IpAddress, SockAddr, address, normal, original_dst_v4, original_dst_v6, sockaddr_text
 
 # ENOENT: conntrack is there and does not know the connection. ENOPROTOOPT: it is not loaded for this family (mitmproxy#7272).
 NO_ENTRY_ERRNOS = frozenset({errno.ENOENT, errno.ENOPROTOOPT})
@@ -33,20 +33,19 @@ class DirectDial(NoOriginalDst):
 
     reason = "direct_dial"
 
-    def __init__(self, destination: Address) -> None:
-        self.destination = destination
-        super().__init__(f"{destination} is the proxy itself")
+    def __init__(self, destination: SockAddr) -> None:
+        super().__init__(f"{sockaddr_text(destination)} is the proxy itself")
 
 
-def original_dst(sock: socket.socket, mode: Mode) -> Address:
-    """The original destination of the accepted connection `sock`.
+def original_dst(sock: socket.SocketType, mode: Mode) -> SockAddr:
+    """The original destination of the accepted connection `sock`, in normal form.
 
     Raises NoConntrackEntry, or OSError for what else the kernel answers.
     """
     if mode == "tproxy":
-        return address(sock.getsockname())
+        return normal(sock.getsockname())
     # A dual-stack listener's v4-mapped peer is an IPv4 connection to conntrack, whatever the socket's family.
-    is_v4 = sock.family == socket.AF_INET or address(sock.getsockname()).ip.version == 4
+    is_v4 = sock.family == socket.AF_INET or len(normal(sock.getsockname())) == 2
     try:
         return original_dst_v4(sock) if is_v4 else original_dst_v6(sock)
     except OSError as error:
@@ -55,10 +54,10 @@ def original_dst(sock: socket.socket, mode: Mode) -> Address:
         raise
 
 
-def refuse_loop(destination: Address, own_ports: frozenset[int], is_local: Callable[[IpAddress], bool]) -> None:
+def refuse_loop(destination: SockAddr, own_ports: frozenset[int], is_local: Callable[[IpAddress], bool]) -> None:
     """Raise DirectDial when dialling `destination` would reach the proxy itself.
 
-    With nat rules loaded, SO_ORIGINAL_DST of a connection that was not redirected is its own address (peers.md 7).
+    With nat rules loaded, SO_ORIGINAL_DST of a connection that was not redirected is its own address.
     """
-    if destination.port in own_ports and is_local(destination.ip):
+    if destination[1] in own_ports and is_local(address(destination).ip):
         raise DirectDial(destination)

@@ -10,6 +10,8 @@ Direction: TypeAlias = Literal["outbound", "inbound", "dns"]
 Mode: TypeAlias = Literal["redirect", "tproxy"]
 # "dual" is one IPv6 socket that takes v4-mapped peers too.
 ListenFamily: TypeAlias = Literal["v4", "v6", "dual"]
+# "auto" takes the cheapest that works here (relay/choice.py).
+RelayName: TypeAlias = Literal["auto", "splice", "copy"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,7 @@ class ProxySettings:
     udp_idle_s: float = 60.0  # longer than the 30 s of nf_conntrack_udp_timeout, so the kernel forgets first
     dns_port: int | None = None
     resolvers: tuple[str, ...] = ()
+    relay: RelayName = "auto"
 
     @property
     def needs_net_admin(self) -> bool:

@@ -22,7 +22,7 @@ from interceptor.proxy.original_dst import DirectDial, refuse_loop
 from interceptor.proxy.owner import Process
 from interceptor.proxy.raw_udp import reply
 from interceptor.proxy.runtime import Runtime
-from interceptor.proxy.upstream import PASSTHROUGH_SOURCES, UpstreamError
+from interceptor.proxy.upstream import PASSTHROUGH_V4, PASSTHROUGH_V6, UpstreamError
 from interceptor.sockets import Address, address, original_dst_of, receive_errors, set_mark, set_transparent
 
 OnUdpEnd: TypeAlias = Callable[[Address, Address], None]
@@ -71,7 +71,7 @@ class UdpRelay:
         refused = self._runtime.counters.refused
         settings, listener = self._runtime.settings, self._bound.listener
         try:
-            refuse_loop(destination, settings.own_ports | {listener.port}, self._bound.view.netlink.is_local)
+            refuse_loop(destination.sockaddr, settings.own_ports | {listener.port}, self._bound.view.netlink.is_local)
         except DirectDial as error:
             refused[error.reason] += 1
             return None
@@ -109,12 +109,12 @@ class UdpFlow:
         else:
             self._client_half = _reply_socket(bound, client, destination)
             try:
-                self._upstream = runtime.dial(socket.SOCK_DGRAM, bound.listener.direction, client, destination)
+                self._upstream = runtime.dial_datagram(destination)
             except UpstreamError:
                 self._client_half.close()
                 raise
             runtime.loop.watch(self._client_half.fileno(), EPOLLIN, self._client_ready)
-        self._upstream_local = address(self._upstream.getsockname())
+        self._upstream_local = self._upstream.getsockname()
         runtime.loop.watch(self._upstream.fileno(), EPOLLIN, self._upstream_ready)
         self._timer = self._watch_idleness(0)
 
@@ -143,8 +143,8 @@ class UdpFlow:
                 "udp",
                 listener.direction,
                 listener,
-                self._client,
-                self._destination,
+                self._client.sockaddr,
+                self._destination.sockaddr,
                 self._upstream_local,
                 self._sent,
                 self._received,
@@ -212,7 +212,7 @@ class UdpFlow:
         return self._runtime.loop.later(self._runtime.settings.udp_idle_s, check)
 
 
-def _application_socket(runtime: Runtime, destination: Address) -> socket.socket:
+def _application_socket(runtime: Runtime, destination: Address) -> socket.SocketType:
     """A socket from 127.0.0.6 or ::6, always: `original_source` is for TCP.
 
     Not connected: an application that listens on all addresses answers 127.0.0.6 from 127.0.0.1.
@@ -223,7 +223,7 @@ def _application_socket(runtime: Runtime, destination: Address) -> socket.socket
         receive_errors(sock)
         if runtime.settings.upstream_mark is not None:
             set_mark(sock, runtime.settings.upstream_mark)
-        sock.bind(PASSTHROUGH_SOURCES[destination.ip.version].sockaddr)
+        sock.bind(PASSTHROUGH_V4 if destination.ip.version == 4 else PASSTHROUGH_V6)
     except OSError:
         sock.close()
         raise

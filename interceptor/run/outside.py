@@ -89,7 +89,7 @@ class _Run:
         over = False
         try:
             handed = receive_listeners(self.control)
-            proxy = Proxy(self.job.settings, handed.listeners, self.flows.append, socket.socket)
+            proxy = Proxy(self.job.settings, handed.listeners, self.flows.append)
             relaying = threading.Thread(target=self._relay, args=(proxy,), name="proxy")
             # Our own look at the accept queues, for the time when the proxy is about to stop.
             queues = [os.dup(each.sock.fileno()) for each in handed.listeners if each.protocol == "tcp"]

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,10 @@ from interceptor.proxy.flow_log import PIPE_BUF, FlowLog, chunks
 from interceptor.proxy.flows import Flow
 from interceptor.proxy.metrics import RECORDS_LOST, RECORDS_WRITTEN, Counts, Region
 from interceptor.proxy.settings import Listener
-from interceptor.sockets import Address
 
 DEADLINE_S = 10.0
 LISTENER = Listener("outbound", "redirect", 15001, "v4")
-CLIENT, SERVER = Address(ip_address("10.0.0.1"), 40000), Address(ip_address("2001:db8::2"), 443)
+CLIENT, SERVER = ("10.0.0.1", 40000), ("2001:db8::2", 443, 0, 0)
 
 
 @dataclass(frozen=True)

@@ -177,7 +177,7 @@ def test_upstreams_are_opened_through_the_seam_alone(world: Pods) -> None:
     thread.join(DEADLINE_S)
     assert not thread.is_alive()
     assert opened == [socket.AF_INET]
-    assert str(flows[0].original_dst) == "127.1.2.3:7106"
+    assert flows[0].original_dst == ("127.1.2.3", 7106)
 
 
 def test_an_upstream_that_is_reset_as_soon_as_it_is_open_is_heard_and_ends_in_a_reset(world: Pods) -> None:
