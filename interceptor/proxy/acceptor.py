@@ -11,6 +11,7 @@ from interceptor.proxy.connection import Connection
 from interceptor.proxy.flows import Flow, errno_name
 from interceptor.proxy.listeners import BoundListener
 from interceptor.proxy.loop import LISTENER
+from interceptor.proxy.metrics import ACCEPT_ERRORS, REFUSED, ListenerCounts
 from interceptor.proxy.original_dst import NoOriginalDst, original_dst, refuse_loop
 from interceptor.proxy.probe import ProbeAnswer
 from interceptor.proxy.runtime import Runtime
@@ -41,6 +42,7 @@ class Acceptor:
         self._sweep = sweep
         self._dial_instead = dial_instead
         self._open = True
+        self.counts = ListenerCounts(runtime.counts, bound.listener.direction, bound.listener.mode)
         runtime.loop.watch(self._sock.fileno(), LISTENER, self._ready)
 
     def close(self) -> None:
@@ -53,7 +55,6 @@ class Acceptor:
     def ended(self, connection: Connection) -> None:
         """`connection` is over."""
         runtime = self.runtime
-        runtime.counters.open -= 1
         self._sweep.remove(connection)
         if runtime.hooks.ended is not None:
             runtime.hooks.ended(connection)
@@ -72,7 +73,7 @@ class Acceptor:
             except BlockingIOError:
                 return
             except OSError as error:
-                self.runtime.counters.accept_errors[errno_name(error.errno or 0)] += 1
+                self.runtime.counts.add(ACCEPT_ERRORS, errno_name(error.errno or 0))
                 if error.errno in ACCEPT_CAPACITY_ERRNOS:
                     self.runtime.loop.later(ACCEPT_PAUSE_S, self._accept)
                     return
@@ -82,8 +83,6 @@ class Acceptor:
 
     def _take(self, sock: SocketType, client: SockAddr, now: float) -> None:
         runtime = self.runtime
-        counters = runtime.counters
-        counters.accepted += 1
         destination: SockAddr | None = None
         try:
             destination = original_dst(sock, self.listener.mode)
@@ -102,7 +101,7 @@ class Acceptor:
             self._refuse(sock, client, destination, reason, None)
             return
         connection = Connection(self, sock, client, destination, now)
-        counters.open += 1
+        self.counts.opened()
         self._sweep.add(connection)
         connection.begin(self._dial_instead or destination)
 
@@ -113,7 +112,7 @@ class Acceptor:
         return None if admit is None else admit(self.listener, client, destination)
 
     def _refuse(self, sock: SocketType, client: SockAddr, to: SockAddr | None, reason: str, error: str | None) -> None:
-        self.runtime.counters.refused[reason] += 1
+        self.runtime.counts.add(REFUSED, reason)
         closing.abort(self.runtime.loop, sock)
         listener = self.listener
         self.runtime.record(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from interceptor.config import Config
-from interceptor.proxy.settings import Listener, ListenFamily, ProxySettings
+from interceptor.proxy.settings import KINDS, HeaderFor, Listener, ListenFamily, ProxySettings
 
 
 def settings(
@@ -31,7 +31,19 @@ def settings(
         idle_timeout_s=config.idle_timeout,
         udp_idle_s=config.udp_idle_timeout,
         drain_deadline_s=config.drain_deadline,
+        max_connections=config.max_connections,
+        max_connections_per_client=config.max_connections_per_client,
+        keepalive_s=config.keepalive,
+        peek=frozenset(kind for kind in KINDS if kind in config.peek),
+        header=_header(config),
+        admin_port=config.admin_port,
     )
+
+
+def _header(config: Config) -> HeaderFor | None:
+    if config.upstream_proxy_protocol == "off":
+        return None
+    return HeaderFor(config.upstream_proxy_protocol, config.upstream_proxy_protocol_ports, config.upstream_proxy_protocol_cidrs)
 
 
 def _tcp_listeners(config: Config, families: Iterable[ListenFamily]) -> Iterator[Listener]:

@@ -1,10 +1,8 @@
-"""The flow record: one JSON line for each captured connection, and the counters. Knows nothing of sockets."""
+"""The flow record: one JSON line for each captured connection. Knows nothing of sockets."""
 
 from __future__ import annotations
 
 import errno
-from collections import Counter
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
 from json.encoder import encode_basestring as quoted
@@ -78,25 +76,6 @@ def _address(value: SockAddr | None) -> str:
 @lru_cache(64)
 def _listener(listener: Listener) -> str:
     return quoted(str(listener))
-
-
-@dataclass(slots=True)
-class Counters:
-    """What the proxy has counted since it started. `open` goes down again; the others never do."""
-
-    accepted: int = 0
-    open: int = 0
-    refused: Counter[str] = field(default_factory=Counter)  # by reason: direct_dial, no_conntrack_entry, ...
-    accept_errors: Counter[str] = field(default_factory=Counter)  # by errno name
-    ended: Counter[str] = field(default_factory=Counter)  # by reason
-    owners_skipped: int = 0  # flows without a uid because looking them all up would have cost too much
-
-    def as_json(self) -> dict[str, int | dict[str, int]]:
-        """Plain values, for `json.dumps`."""
-        by_reason = {"refused": self.refused, "accept_errors": self.accept_errors, "ended": self.ended}
-        plain: dict[str, int | dict[str, int]] = {"accepted": self.accepted, "open": self.open}
-        plain["owners_skipped"] = self.owners_skipped
-        return plain | {name: dict(counted) for name, counted in by_reason.items()}
 
 
 def rfc3339(seconds: float) -> str:

@@ -6,6 +6,7 @@ Counts; accepts, refuses and closes nothing itself.
 from __future__ import annotations
 
 import resource
+import sys
 from dataclasses import dataclass
 
 # A connection has one socket on each side. The relay's pipes are a bounded number (relay/pipes.py), counted in RESERVED.
@@ -26,19 +27,19 @@ class Choice:
 
 
 class Limits:
-    """Open connections against `total`, and against `per_client` for each client IP address (None: no such limit)."""
+    """Open connections against `total`, and against `per_client` for each client IP address; None: no such limit."""
 
-    __slots__ = ("_clients", "_per_client", "open", "total")
+    __slots__ = ("_clients", "_per_client", "_total", "open")
 
-    def __init__(self, total: int, per_client: int | None = None) -> None:
-        self.total = total
+    def __init__(self, total: int | None, per_client: int | None = None) -> None:
+        self._total = sys.maxsize if total is None else total
         self.open = 0
         self._per_client = per_client
         self._clients: dict[str, int] = {}
 
     def admit(self, client_ip: str) -> str | None:
         """Count one more connection of `client_ip`; or the reason why not, and it is not counted."""
-        if self.open >= self.total:
+        if self.open >= self._total:
             return TOO_MANY
         if self._per_client is not None:
             count = self._clients.get(client_ip, 0)

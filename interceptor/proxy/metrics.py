@@ -154,6 +154,11 @@ UDP_OPENED = _counter("interceptor_udp_flows_opened_total", "UDP flows begun.", 
 UDP_CLOSED = _counter("interceptor_udp_flows_closed_total", "UDP flows ended, most of them by silence.", direction=DIRECTIONS)
 WORKER_RESTARTS = _counter("interceptor_worker_restarts_total", "Worker processes that died and were started again.")
 
+OWNERS_SKIPPED = _counter(
+    "interceptor_owner_lookups_skipped_total",
+    "Connections without a uid in their record, as there were too many to look them all up.",
+)
+
 ROW_CELLS = METRICS[-1].end
 
 # name, help, what raises it, what lowers it: gauges that are the difference of two counters, so that nothing is counted twice.
@@ -240,18 +245,10 @@ class Observed:
 
 
 class ListenerCounts:
-    """What is counted for every connection of one listener, all indexes looked up: about a microsecond a connection."""
+    """What is counted for every connection of one listener, all indexes looked up."""
 
     __slots__ = (
-        "_cells",
-        "_closed",
-        "_connected",
-        "_direction",
-        "_failed",
-        "_lasted",
-        "_opened",
-        "_received",
-        "_sent",
+        *("_cells", "_closed", "_connected", "_ended", "_failed", "_lasted", "_opened", "_received", "_sent", "_started"),
         "_usable",
     )
 
@@ -265,6 +262,8 @@ class ListenerCounts:
         self._connected = Observed(counts, CONNECT_TIME, direction)
         self._usable = Observed(counts, OPEN_TIME, direction)
         self._lasted = Observed(counts, DURATION, direction)
+        self._started = {relay: RELAYS_STARTED.cell(relay) for relay in RELAYS}
+        self._ended = {relay: RELAYS_ENDED.cell(relay) for relay in RELAYS}
 
     def opened(self) -> None:
         """A connection was taken."""
@@ -274,6 +273,14 @@ class ListenerCounts:
         """Its upstream is there: `connect_s` after dialling, `open_s` after accept."""
         self._connected(connect_s)
         self._usable(open_s)
+
+    def relaying(self, relay: str) -> None:
+        """A relay has begun to move its bytes."""
+        self._cells[self._started.get(relay, self._started[OTHER])] += 1
+
+    def relayed(self, relay: str) -> None:
+        """That relay has ended."""
+        self._cells[self._ended.get(relay, self._ended[OTHER])] += 1
 
     def moved(self, sent: int, received: int) -> None:
         """So many bytes more were forwarded. At the end, and for a long connection now and then."""
@@ -286,3 +293,21 @@ class ListenerCounts:
         self._lasted(duration_s)
         if reason != "closed":
             self._cells[self._failed.get(reason, self._failed[OTHER])] += 1
+
+
+def summary(totals: list[int]) -> dict[str, int | dict[str, int]]:
+    """The counts that are not zero, for people: `{"connections_opened": 3, "connections_refused": {"direct_dial": 1}}`."""
+    shown: dict[str, int | dict[str, int]] = {}
+    for metric in METRICS:
+        if metric.kind == "histogram":
+            continue
+        name = metric.name.removeprefix("interceptor_").removesuffix("_total")
+        by_label: dict[str, int] = {}
+        for values in metric.combinations:
+            count = totals[metric.cell(*values)]
+            if count:
+                key = values[-1] if metric.labels and metric.labels[-1][0] in ("reason", "errno", "relay", "outcome") else ""
+                by_label[key] = by_label.get(key, 0) + count
+        if by_label:
+            shown[name] = by_label.get("", by_label)
+    return shown

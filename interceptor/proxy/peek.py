@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from socket import MSG_PEEK, SocketType
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 from interceptor.proxy.client_hello import HELLO_SIZE, NotTls, client_hello
 from interceptor.proxy.http_head import NotHttp, host
 from interceptor.proxy.loop import Scheduled
+from interceptor.proxy.settings import Kind
 
-Kind: TypeAlias = Literal["sni", "host"]
 Later: TypeAlias = Callable[[float, Callable[[], None]], Scheduled]  # Loop.later
 
 # The largest ClientHello that is read, in records; a Host header that comes later than this is not looked for.
@@ -110,7 +110,7 @@ class Peek:
         if self._on_names is None:
             return
         names, has_begun = look(self._client, self._kinds)
-        self._looks += 1
+        self._looks += has_begun
         if names is None and self._looks >= MAX_LOOKS:
             names = NOTHING
         if names is not None:

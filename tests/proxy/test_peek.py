@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from interceptor.proxy.loop import Scheduled
-from interceptor.proxy.peek import HOLD_S, MAX_LOOKS, NOTHING, PEEK_SIZE, Kind, Names, Peek, names_in
+from interceptor.proxy.peek import HOLD_S, MAX_LOOKS, NOTHING, PEEK_SIZE, Names, Peek, names_in
+from interceptor.proxy.settings import Kind
 from tests.proxy.bridge import tcp_pair
 from tests.proxy.test_client_hello import HELLO, hello, openssl_hello, records
 
