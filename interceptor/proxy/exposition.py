@@ -112,9 +112,10 @@ def _combinations(metric: Metric) -> Iterator[Pairs]:
 
 def process() -> Iterator[Family]:
     """This process's own figures, under the names that Prometheus client libraries give them."""
-    with open("/proc/self/stat", encoding="ascii", errors="replace") as file:
+    # Bytes: a codec would be imported now, and the user that the proxy has become may not be let into Python's directory.
+    with open("/proc/self/stat", "rb") as file:
         # proc(5): the name in parentheses may hold anything; after it the fields are numbers.
-        fields = file.read().rpartition(")")[2].split()
+        fields = file.read().rpartition(b")")[2].split()
     ticks = os.sysconf("SC_CLK_TCK")
     cpu_s = (int(fields[11]) + int(fields[12])) / ticks
     resident = int(fields[21]) * os.sysconf("SC_PAGE_SIZE")
@@ -138,5 +139,5 @@ def _gauge(name: str, text: str, value: float) -> Family:
 
 
 def _boot_time() -> int:
-    with open("/proc/stat", encoding="ascii", errors="replace") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith("btime "))
+    with open("/proc/stat", "rb") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith(b"btime "))

@@ -123,7 +123,8 @@ def called(pod: Pod, to: str, path: str = "/flows") -> tuple[str, str]:
 
 
 def _connections(pod: Pod) -> int:
-    _, body = called(pod, at("127.0.0.1", ADMIN), "/metrics")
+    status, body = called(pod, at("127.0.0.1", ADMIN), "/metrics")
+    assert status == "200", body
     counted = re.findall(r"^interceptor_connections_(?:opened|refused)_total\{.*\} (\d+)$", body, re.MULTILINE)
     return sum(int(count) for count in counted)
 
