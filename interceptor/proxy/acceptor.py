@@ -12,7 +12,7 @@ from interceptor.proxy.flows import Flow, errno_name
 from interceptor.proxy.listeners import BoundListener
 from interceptor.proxy.loop import LISTENER
 from interceptor.proxy.metrics import ACCEPT_ERRORS, REFUSED, ListenerCounts
-from interceptor.proxy.original_dst import NoOriginalDst, original_dst, refuse_loop
+from interceptor.proxy.original_dst import NoOriginalDst, original_dst_of, refuse_loop
 from interceptor.proxy.probe import ProbeAnswer
 from interceptor.proxy.runtime import Runtime
 from interceptor.proxy.sweep import Sweep
@@ -41,6 +41,8 @@ class Acceptor:
         self._own_ports = own_ports
         self._sweep = sweep
         self._dial_instead = dial_instead
+        self._original_dst = original_dst_of(bound.listener)
+        self._refuse_all = "no_resolver" if self.direction == "dns" and dial_instead is None else None
         self._open = True
         self.counts = ListenerCounts(runtime.counts, bound.listener.direction, bound.listener.mode)
         runtime.loop.watch(self._sock.fileno(), LISTENER, self._ready)
@@ -85,8 +87,9 @@ class Acceptor:
         runtime = self.runtime
         destination: SockAddr | None = None
         try:
-            destination = original_dst(sock, self.listener.mode)
-            refuse_loop(destination, self._own_ports, self._is_local)
+            destination = self._original_dst(sock)
+            if destination[1] in self._own_ports:
+                refuse_loop(destination, self._own_ports, self._is_local)
         except NoOriginalDst as error:
             self._refuse(sock, client, destination, error.reason, str(error))
             return
@@ -96,7 +99,8 @@ class Acceptor:
         if destination[1] == runtime.settings.probe_port:
             ProbeAnswer(runtime.loop, sock, self.listener, client, destination)
             return
-        reason = self._reason_to_refuse(client, destination)
+        admit = runtime.hooks.admit
+        reason = self._refuse_all if admit is None or self._refuse_all else admit(self.listener, client, destination)
         if reason is not None:
             self._refuse(sock, client, destination, reason, None)
             return
@@ -104,12 +108,6 @@ class Acceptor:
         self.counts.opened()
         self._sweep.add(connection)
         connection.begin(self._dial_instead or destination)
-
-    def _reason_to_refuse(self, client: SockAddr, destination: SockAddr) -> str | None:
-        if self.direction == "dns" and self._dial_instead is None:
-            return "no_resolver"
-        admit = self.runtime.hooks.admit
-        return None if admit is None else admit(self.listener, client, destination)
 
     def _refuse(self, sock: SocketType, client: SockAddr, to: SockAddr | None, reason: str, error: str | None) -> None:
         self.runtime.counts.add(REFUSED, reason)

@@ -18,8 +18,8 @@ from interceptor.proxy.loop import STREAM
 from interceptor.proxy.metrics import OWNERS_SKIPPED
 from interceptor.proxy.peek import NOTHING, Names, Peek
 from interceptor.proxy.relay.base import Running
-from interceptor.proxy.session import Command, Event, Reason, State, advance
-from interceptor.proxy.upstream import UpstreamError
+from interceptor.proxy.session import TRANSITIONS, Command, Event, IllegalEvent, Reason, State
+from interceptor.proxy.upstream import UpstreamError, connect
 from interceptor.sockets import SockAddr, pending_error
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ class Connection:
         "_destination",
         "_dialled_at",
         "_error",
+        "_first",
         "_owner",
         "_peek",
         "_process",
@@ -88,6 +89,7 @@ class Connection:
         self._upstream_local: SockAddr | None = None
         self._owner: SocketOwner | None = None
         self._process: Process | None = None
+        self._first = b""
         self._broken: Event | None = None
         self._error: str | None = None
         self._reason = Reason.CLOSED
@@ -111,8 +113,11 @@ class Connection:
 
     def feed(self, event: Event, number: int = 0) -> None:
         """Tell the session of `event` and carry out what it answers. `number` is a failure's errno."""
-        state, commands, reason = advance(self.state, event)
-        if reason is not None and self.state is not CLOSED:
+        try:
+            state, commands, reason = TRANSITIONS[self.state][event]
+        except KeyError:
+            raise IllegalEvent(self.state, event) from None
+        if reason is not None:
             self._reason = reason
             if event is CLIENT_FAILED or event is UPSTREAM_FAILED:
                 self._broken = event
@@ -165,7 +170,9 @@ class Connection:
         runtime = acceptor.runtime
         self._dialled_at = time.monotonic()
         try:
-            upstream = runtime.dial(acceptor.direction, self.client_address, self._destination)
+            upstream = runtime.open_upstream(acceptor.direction, self.client_address, self._destination)
+            self._first = runtime.relay.prepare(self.client, upstream)
+            connect(upstream, self._destination)
         except UpstreamError as error:
             self._error = str(error)
             self.feed(Event.UPSTREAM_REFUSED)
@@ -215,7 +222,7 @@ class Connection:
         if not settings.peek:
             self._relay()
             return
-        peek = Peek(self.client, settings.peek, self._acceptor.runtime.loop.later)
+        peek = Peek(self.client, settings.peek, self._acceptor.runtime.loop.later, self._first)
         names = peek.start(self._names_known)
         if names is None:
             self._peek = peek
@@ -238,7 +245,8 @@ class Connection:
         self._acceptor.counts.relaying(runtime.relay.name)
         preface = runtime.hooks.preface
         self.running = running = runtime.relay.join(self.client, self.upstream, self)
-        running.start(b"" if preface is None else preface(self))
+        first, self._first = self._first, b""
+        running.start(first if preface is None else preface(self) + first)
 
     def _end_client(self) -> None:
         _shut_down(self.client)
@@ -275,7 +283,7 @@ class Connection:
         # uid and inode now, since a short-lived client is gone when the flow ends; the search in /proc after the batch.
         runtime = self._acceptor.runtime
         owners = runtime.owners
-        if not owners.may_ask(self.start):
+        if not owners.credit and not owners.renewed(self.start):
             runtime.counts.add(OWNERS_SKIPPED)
             return
         if self._acceptor.direction == "inbound":

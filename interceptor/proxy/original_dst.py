@@ -6,11 +6,20 @@ Two conditions are errors with names: the kernel has no entry, and the entry is 
 from __future__ import annotations
 
 import errno
-import socket
 from collections.abc import Callable
+from socket import SOL_IP, SocketType, inet_ntoa
 
-from interceptor.proxy.settings import Mode
-from interceptor.sockets import IpAddress, SockAddr, address, normal, original_dst_v4, original_dst_v6, sockaddr_text
+from interceptor.proxy.settings import Listener
+from interceptor.sockets import (
+    SO_ORIGINAL_DST,
+    SOCKADDR_IN_SIZE,
+    IpAddress,
+    SockAddr,
+    address,
+    normal,
+    original_dst_v6,
+    sockaddr_text,
+)
 
 # ENOENT: conntrack is there and does not know the connection. ENOPROTOOPT: it is not loaded for this family (mitmproxy#7272).
 NO_ENTRY_ERRNOS = frozenset({errno.ENOENT, errno.ENOPROTOOPT})
@@ -37,21 +46,46 @@ class DirectDial(NoOriginalDst):
         super().__init__(f"{sockaddr_text(destination)} is the proxy itself")
 
 
-def original_dst(sock: socket.SocketType, mode: Mode) -> SockAddr:
-    """The original destination of the accepted connection `sock`, in normal form.
+def original_dst_of(listener: Listener) -> Callable[[SocketType], SockAddr]:
+    """What tells the original destination, in normal form, of a connection accepted by `listener`.
 
-    Raises NoConntrackEntry, or OSError for what else the kernel answers.
+    It raises NoConntrackEntry, or OSError for what else the kernel answers.
     """
-    if mode == "tproxy":
-        return normal(sock.getsockname())
-    # A dual-stack listener's v4-mapped peer is an IPv4 connection to conntrack, whatever the socket's family.
-    is_v4 = sock.family == socket.AF_INET or len(normal(sock.getsockname())) == 2
+    if listener.mode == "tproxy":
+        return _local_address
+    if listener.family == "dual":
+        return _redirected_dual
+    return _redirected_v4 if listener.family == "v4" else _redirected_v6
+
+
+def _local_address(sock: SocketType) -> SockAddr:
+    return normal(sock.getsockname())
+
+
+def _redirected_v4(sock: SocketType) -> SockAddr:
     try:
-        return original_dst_v4(sock) if is_v4 else original_dst_v6(sock)
+        raw = sock.getsockopt(SOL_IP, SO_ORIGINAL_DST, SOCKADDR_IN_SIZE)
     except OSError as error:
-        if error.errno in NO_ENTRY_ERRNOS:
-            raise NoConntrackEntry(f"{errno.errorcode[error.errno]}: not redirected here, or conntrack is off") from error
-        raise
+        raise _explained(error) from error
+    return (inet_ntoa(raw[4:8]), raw[2] << 8 | raw[3])
+
+
+def _redirected_v6(sock: SocketType) -> SockAddr:
+    try:
+        return original_dst_v6(sock)
+    except OSError as error:
+        raise _explained(error) from error
+
+
+def _redirected_dual(sock: SocketType) -> SockAddr:
+    # A v4-mapped peer is an IPv4 connection to conntrack, whatever the socket's family.
+    return _redirected_v4(sock) if len(_local_address(sock)) == 2 else _redirected_v6(sock)
+
+
+def _explained(error: OSError) -> Exception:
+    if error.errno in NO_ENTRY_ERRNOS:
+        return NoConntrackEntry(f"{errno.errorcode[error.errno]}: not redirected here, or conntrack is off")
+    return error
 
 
 def refuse_loop(destination: SockAddr, own_ports: frozenset[int], is_local: Callable[[IpAddress], bool]) -> None:

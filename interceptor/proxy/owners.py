@@ -14,10 +14,8 @@ from interceptor.proxy.netns_view import NetnsView
 from interceptor.proxy.owner import Process
 from interceptor.sockets import SockAddr, address
 
-# Lookups a second, 20 µs each: 2 % of a core. What is above has no uid in its record, and is counted.
+# Lookups a second, 5 µs each: half a percent of a core. What is above has no uid in its record, and is counted.
 RATE = 1000
-# As many may come at once after a quiet second.
-BURST = 1000
 # Of the proxy's time, the part that searches in /proc may take: a process with many descriptors costs 1 µs for each of them.
 SEARCH_SHARE = 0.02
 
@@ -27,32 +25,31 @@ class Owners:
 
     def __init__(self, view: NetnsView) -> None:
         self._view = view
-        self._credit = float(BURST)
-        self._credited_at = time.monotonic()
+        self.credit = RATE  # lookups that may be made before it is renewed
+        self._renewed_at = time.monotonic()
         self._search_not_before = 0.0
 
     def of_client(self, client: SockAddr, original_dst: SockAddr) -> SocketOwner | None:
         """Who opened the client's socket; None when there is none here, or no time.."""
         try:
-            return self._view.netlink.owner(socket.IPPROTO_TCP, address(client), address(original_dst))
+            return self._view.netlink.connection_owner(client, original_dst)
         except OSError:
             return None  # stays unknown, and says so
 
     def of_application(self, original_dst: SockAddr) -> SocketOwner | None:
-        """Who listens where the client was going."""
+        """Who listens where the client was going. Costs one of `credit`."""
+        self.credit -= 1
         try:
             return self._view.netlink.listener_owner(socket.IPPROTO_TCP, address(original_dst))
         except OSError:
             return None
 
-    def may_ask(self, now: float) -> bool:
-        """Whether there is time for one more lookup; takes it."""
-        credit = min(BURST, self._credit + (now - self._credited_at) * RATE)
-        self._credited_at = now
-        if credit < 1:
-            self._credit = credit
+    def renewed(self, now: float) -> bool:
+        """Whether there is credit again; `now` is time.monotonic()."""
+        if now < self._renewed_at + 1:
             return False
-        self._credit = credit - 1
+        self._renewed_at = now
+        self.credit = RATE
         return True
 
     def may_search(self, now: float) -> bool:

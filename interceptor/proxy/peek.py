@@ -63,36 +63,44 @@ def names_in(stream: bytes, kinds: frozenset[Kind]) -> Names | None:
     return None if undecided and len(stream) < PEEK_SIZE else NOTHING
 
 
-def look(client: SocketType, kinds: frozenset[Kind]) -> tuple[Names | None, bool]:
-    """What the bytes waiting in `client` tell, and whether there are any; names of None: more has to come.
+def look(client: SocketType, kinds: frozenset[Kind], taken: bytes = b"") -> tuple[Names | None, bool]:
+    """What the bytes `taken` and those waiting in `client` tell, and whether there are any; names of None: more has to come.
 
-    A broken or ended connection tells nothing: the relay will find out.
+    A broken or ended connection tells nothing more: the relay will find out.
     """
+    if taken:
+        names = names_in(taken, kinds)
+        if names is not None:
+            return names, True
     try:
         stream = client.recv(PEEK_SIZE, MSG_PEEK)
     except BlockingIOError:
-        return None, False
+        return None, bool(taken)
     except OSError:
         return NOTHING, False
-    return (names_in(stream, kinds), True) if stream else (NOTHING, False)
+    return (names_in(taken + stream, kinds), True) if stream else (NOTHING, False)
 
 
 class Peek:
-    """A look at one connection. Knows no loop: whoever has one calls `client_ready` and `upstream_ready` on every change."""
+    """A look at one connection. Knows no loop: whoever has one calls `client_ready` and `upstream_ready` on every change.
 
-    __slots__ = ("_client", "_hold", "_kinds", "_later", "_looks", "_on_names")
+    `taken` are the client's first bytes, where somebody has taken them already.
+    """
 
-    def __init__(self, client: SocketType, kinds: frozenset[Kind], later: Later) -> None:
+    __slots__ = ("_client", "_hold", "_kinds", "_later", "_looks", "_on_names", "_taken")
+
+    def __init__(self, client: SocketType, kinds: frozenset[Kind], later: Later, taken: bytes = b"") -> None:
         self._client = client
         self._kinds = kinds
         self._later = later
+        self._taken = taken
         self._looks = 0
         self._hold: Scheduled | None = None
         self._on_names: Callable[[Names], None] | None = None
 
     def start(self, on_names: Callable[[Names], None]) -> Names | None:
         """The names, when it is clear at once what they are; else None, and `on_names` is called later, once."""
-        names, has_begun = look(self._client, self._kinds)
+        names, has_begun = look(self._client, self._kinds, self._taken)
         if names is None:
             self._on_names = on_names
             if has_begun:
@@ -109,7 +117,7 @@ class Peek:
         """The client has sent something, ended or broken."""
         if self._on_names is None:
             return
-        names, has_begun = look(self._client, self._kinds)
+        names, has_begun = look(self._client, self._kinds, self._taken)
         self._looks += has_begun
         if names is None and self._looks >= MAX_LOOKS:
             names = NOTHING
@@ -120,7 +128,7 @@ class Peek:
 
     def upstream_ready(self) -> None:
         """The server has spoken first, ended or broken: the relay's turn. The client may have said something meanwhile."""
-        self._end(look(self._client, self._kinds)[0] or NOTHING)
+        self._end(look(self._client, self._kinds, self._taken)[0] or NOTHING)
 
     def _hold_on(self) -> None:
         self._hold = self._later(HOLD_S, lambda: self._end(NOTHING))

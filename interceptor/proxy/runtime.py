@@ -14,7 +14,7 @@ from interceptor.proxy.netns_view import NetnsView
 from interceptor.proxy.owners import Owners
 from interceptor.proxy.relay.base import Relay
 from interceptor.proxy.settings import Direction, ProxySettings
-from interceptor.proxy.upstream import PASSTHROUGH_V4, PASSTHROUGH_V6, OpenSocket, dial_datagram, dial_stream
+from interceptor.proxy.upstream import PASSTHROUGH_V4, PASSTHROUGH_V6, OpenSocket, dial_datagram, open_stream
 from interceptor.sockets import Address, SockAddr, address
 
 
@@ -32,10 +32,10 @@ class Runtime:
     counts: Counts
     hooks: Hooks = field(default_factory=Hooks)
 
-    def dial(self, direction: Direction, client: SockAddr, destination: SockAddr) -> SocketType:
-        """The upstream half of a TCP flow of `client`, on its way. Raises UpstreamError."""
+    def open_upstream(self, direction: Direction, client: SockAddr, destination: SockAddr) -> SocketType:
+        """The upstream half of a TCP flow of `client`, not connected yet. Raises UpstreamError."""
         source = self._inbound_source(client, destination) if direction == "inbound" else None
-        return dial_stream(self.open_socket, destination, source, self.settings.upstream_mark)
+        return open_stream(self.open_socket, destination, source, self.settings.upstream_mark)
 
     def dial_datagram(self, destination: Address) -> SocketType:
         """The upstream half of an outbound UDP flow. Raises UpstreamError."""

@@ -86,6 +86,9 @@ class Transition(NamedTuple):
 class IllegalEvent(Exception):
     """An event that cannot happen in this state: a bug in whoever sent it."""
 
+    def __init__(self, state: State, event: Event) -> None:
+        super().__init__(f"{event.name} while {state.name}")
+
 
 def _reset(reason: Reason) -> Transition:
     # Both sides, whichever broke: a FIN after a failure would tell the other that it has everything.
@@ -132,9 +135,11 @@ TRANSITIONS: dict[State, dict[Event, Transition]] = {
 def advance(state: State, event: Event) -> Transition:
     """What `event` leads to in `state`: feed the events in the order they happen, carry the commands out in order.
 
+    For whoever is not in a hurry: `connection` looks the table up by itself.
+
     Raises IllegalEvent when `event` cannot happen in `state`.
     """
     try:
         return TRANSITIONS[state][event]
     except KeyError:
-        raise IllegalEvent(f"{event.name} while {state.name}") from None
+        raise IllegalEvent(state, event) from None

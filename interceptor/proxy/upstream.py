@@ -20,7 +20,7 @@ PASSTHROUGH_V6: SockAddr = ("::6", 0, 0, 0)
 # With the default of 180 s, peers that vanish without a word are noticed in half an hour, as by ztunnel.
 KEEPALIVE_COUNT = 9
 
-STREAM = SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC
+STREAM = int(SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC)
 UNDER_WAY = frozenset({0, errno.EINPROGRESS})
 
 
@@ -32,8 +32,8 @@ class UpstreamError(Exception):
         super().__init__(f"{step}: {errno.errorcode.get(number, number)}")
 
 
-def dial_stream(open_socket: OpenSocket, destination: SockAddr, source: SockAddr | None, mark: int | None) -> SocketType:
-    """A non-blocking TCP socket on its way to `destination` (in normal form); writable once it is there, or failed.
+def open_stream(open_socket: OpenSocket, destination: SockAddr, source: SockAddr | None, mark: int | None) -> SocketType:
+    """A non-blocking TCP socket to `connect` to `destination` (in normal form).
 
     `source` None lets the kernel choose; otherwise its IP is kept and the port left to connect.
     Raises UpstreamError naming the step that failed.
@@ -54,16 +54,19 @@ def dial_stream(open_socket: OpenSocket, destination: SockAddr, source: SockAddr
                 set_freebind(sock)
             set_late_port(sock)
             sock.bind(source)
-        step = "connect"
-        number = sock.connect_ex(destination)
     except OSError as error:
         if sock is not None:
             sock.close()
         raise UpstreamError(step, error.errno or errno.EIO) from error
+    return sock
+
+
+def connect(sock: SocketType, destination: SockAddr) -> None:
+    """Set `sock` on its way: it is writable once it is there, or failed. Raises UpstreamError, with `sock` closed."""
+    number = sock.connect_ex(destination)
     if number not in UNDER_WAY:
         sock.close()
-        raise UpstreamError(step, number)
-    return sock
+        raise UpstreamError("connect", number)
 
 
 def dial_datagram(open_socket: OpenSocket, destination: Address, mark: int | None) -> SocketType:

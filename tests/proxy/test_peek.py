@@ -126,6 +126,23 @@ def test_a_server_that_speaks_first_is_not_delayed(looking: Looking) -> None:
     assert looking.told == [NOTHING]
 
 
+@pytest.mark.parametrize("cut", [0, 1, 30, len(REQUEST)])
+def test_bytes_that_were_taken_already_count(looking: Looking, cut: int) -> None:
+    if cut < len(REQUEST):
+        looking.send(REQUEST[cut:])
+    peek = Peek(looking.near, BOTH, looking.clock.later, REQUEST[:cut])
+
+    assert peek.start(looking.told.append) == Names(host="a.example")
+
+
+def test_a_part_that_was_taken_already_is_held_for_a_bounded_time(looking: Looking) -> None:
+    peek = Peek(looking.near, BOTH, looking.clock.later, b"GET /")
+
+    assert peek.start(looking.told.append) is None
+    looking.clock.run()
+    assert looking.told == [NOTHING]
+
+
 def test_what_the_client_said_meanwhile_is_told_when_the_server_speaks(looking: Looking) -> None:
     peek = looking.start()
     looking.send(REQUEST)

@@ -51,6 +51,9 @@ class Relay(Protocol):
     def name(self) -> str:
         """The name in the flow record."""
 
+    def prepare(self, client: SocketType, upstream: SocketType) -> bytes:
+        """What the client has said so far, if it was read; `start` is to be given it. `upstream` is not connected yet."""
+
     def join(self, client: SocketType, upstream: SocketType, edges: Edges) -> Running:
         """What will move bytes both ways between two connected, non-blocking sockets, once started.
 
