@@ -24,8 +24,14 @@ PROXY_GROUPS = ("Connections", "Upstream", "Flow log")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProxyOptions:
-    """Times are in seconds. None: off, but for max_connections, where it means what the descriptors allow."""
+    """Times are in seconds. None: off, but for workers and max_connections, where it is for the proxy to choose."""
 
+    workers: int | None = option(
+        "Connections", AUTOMATIC_COUNT, None, "Processes that share the ports; auto: the processors that this cgroup may use."
+    )
+    relay: Literal["auto", "splice", "copy"] = option(
+        "Connections", one_of("auto", "splice", "copy"), "auto", "What moves the bytes; auto: the cheapest that works here."
+    )
     max_connections: int | None = option(
         "Connections", AUTOMATIC_COUNT, None, "Refuse more open connections than this; auto: what the descriptors allow."
     )

@@ -14,15 +14,12 @@ from interceptor.cli.options import ProxyCommand, common_options, config_options
 from interceptor.config import Config
 from interceptor.errors import ConfigError, Problem
 from interceptor.netns import enter_for_good, locate
-from interceptor.proxy.admin import open_admin
-from interceptor.proxy.admin_http import AdminHttp
+from interceptor.proxy import cpus
 from interceptor.proxy.configured import settings as configured
-from interceptor.proxy.flow_log import FlowLog
-from interceptor.proxy.limits import Choice, choose_total, raise_descriptor_limit
-from interceptor.proxy.metrics import Region, summary
-from interceptor.proxy.server import Proxy, open_listeners
+from interceptor.proxy.limits import choose_total, raise_descriptor_limit
+from interceptor.proxy.relay.choice import choose
+from interceptor.proxy.serve import serve
 from interceptor.proxy.settings import ListenFamily, ProxySettings
-from interceptor.proxy.shown import Shown
 from interceptor.sources import Resolved
 from interceptor.values import Family
 
@@ -42,44 +39,29 @@ def command(resolved: Resolved, netns: str | None, as_json: bool, user: str | No
     on stderr (with --json as one JSON document).
     """
     settings = _settings(resolved.config, netns, user)
-    descriptors = raise_descriptor_limit()
-    limit = choose_total(settings.max_connections, descriptors)
+    workers = resolved.config.workers or cpus.available()
+    relay = choose(settings.relay)
+    limit = choose_total(settings.max_connections, raise_descriptor_limit(), workers)
     settings = dataclasses.replace(settings, max_connections=limit.connections)
     if netns is not None:
         enter_for_good(locate(netns))
-    listeners = open_listeners(settings)
-    region = Region()
-    log = FlowLog(sys.stdout.fileno(), region.worker(0))
-    proxy = Proxy(settings, listeners, log.write, counts=region.worker(0))
-    admin = None
-    if settings.admin_port is not None:
-        admin = open_admin(settings.admin_port, _families(settings), Shown(proxy, region, resolved.shown()))
-    try:
-        proxy.run(lambda: _ready(settings, limit, admin))
-    finally:
-        if admin is not None:
-            admin.close()
-        log.close()
-    shown = summary(region.totals())
-    print(json.dumps(shown) if as_json else f"interceptor: {shown}", file=sys.stderr)
-    return 0
-
-
-def _ready(settings: ProxySettings, limit: Choice, admin: AdminHttp | None) -> None:
-    if admin is not None:
-        admin.start()  # now: what it answers, the proxy's own user answers
-    names = ", ".join(str(listener) for listener in settings.listeners)
-    where = f"; admin {settings.admin_port}" if admin is not None else ""
-    print(
-        f"interceptor: listening: {names}{where}; up to {limit.connections} connections: {limit.reason}",
-        file=sys.stderr,
-        flush=True,
+    names = [str(listener) for listener in settings.listeners]
+    names += [f"admin {settings.admin_port}"] if settings.admin_port is not None else []
+    said = [
+        f"listening: {', '.join(names)}",
+        f"workers: {workers}",
+        f"relay: {relay.name}: {relay.reason}",
+        f"connections a worker: {limit.connections}: {limit.reason}",
+    ]
+    code, counted = serve(
+        settings,
+        workers,
+        sys.stdout.fileno(),
+        lambda: print(f"interceptor: {'; '.join(said)}", file=sys.stderr, flush=True),
+        resolved.shown(),
     )
-
-
-def _families(settings: ProxySettings) -> tuple[ListenFamily, ...]:
-    # One that captures nothing still answers whoever asks for its health.
-    return tuple(dict.fromkeys(listener.family for listener in settings.listeners)) or ("v4",)
+    print(json.dumps(counted) if as_json else f"interceptor: {counted}", file=sys.stderr)
+    return code
 
 
 def _settings(config: Config, netns: str | None, user: str | None) -> ProxySettings:

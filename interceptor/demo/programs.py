@@ -64,7 +64,7 @@ def proxy(config: Config, flows_fd: int, talk_fd: int) -> Program:
     def become_proxy() -> None:
         os.dup2(flows_fd, 1)
         os.dup2(talk_fd, 2)
-        launch.exec_command([sys.executable, "-m", "interceptor", "proxy", *options])
+        launch.exec_command([sys.executable, "-m", "interceptor", "proxy", "--workers=1", *options])
 
     return become_proxy
 

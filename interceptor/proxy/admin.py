@@ -15,12 +15,10 @@ from typing import Any, Literal, Protocol, TypeAlias
 from interceptor.errors import ProxyError
 from interceptor.proxy import exposition
 from interceptor.proxy.admin_http import BACKLOG, AdminHttp, Request, Response
+from interceptor.proxy.open_flows import MAX_FLOWS
 from interceptor.proxy.settings import ListenFamily
 
 State: TypeAlias = Literal["starting", "serving", "draining"]
-
-# An answer to read, and at 300 bytes a flow 300 KB.
-MAX_FLOWS = 1000
 
 
 class Administered(Protocol):
@@ -32,6 +30,9 @@ class Administered(Protocol):
 
     def totals(self) -> list[int]:
         """metrics.Region.totals."""
+
+    def workers(self) -> Mapping[int, int]:
+        """The worker processes: number -> pid. Empty when the proxy is this process."""
 
     def open_flows(self) -> Iterable[Mapping[str, Any]]:
         """The open connections, each a flow record as far as it is known."""
@@ -75,7 +76,8 @@ class Admin:
             return Response(500, f"{type(error).__name__}: {error}\n".encode())
 
     def _metrics(self) -> Response:
-        families = (*exposition.counted(self._proxy.totals()), *exposition.process(), exposition.build())
+        counted = exposition.counted(self._proxy.totals())
+        families = (*counted, *exposition.workers(self._proxy.workers()), *exposition.process(), exposition.build())
         return Response(200, exposition.render(families), exposition.CONTENT_TYPE)
 
     def _ready(self) -> Response:

@@ -1,4 +1,4 @@
-"""A small HTTP/1.1 server in a thread: bounded in connections, bytes and time. Knows no endpoint; never touches the data path.
+"""A small HTTP/1.1 server, bounded in connections, bytes and time; in a thread, or a turn at a time. Knows no endpoint.
 
 One answer a connection, then it is closed. Whoever is slow loses its connection, and nobody waits for it.
 """
@@ -72,12 +72,13 @@ def encode(response: Response, method: str) -> bytes:
 
 
 class AdminHttp:
-    """Serves `listeners` with `handler`, which runs in the server's own thread, one request at a time."""
+    """Serves `listeners` with `handler`, one request at a time: in a thread (`start`), or whenever `turn` is called."""
 
     def __init__(self, listeners: list[socket.socket], handler: Handler) -> None:
         self._handler = handler
         self._listeners = listeners
-        self._selector = selectors.DefaultSelector()
+        self._closing = False
+        self._selector = selectors.EpollSelector()
         self._connections: dict[_Connection, None] = {}  # in the order they came
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._selector.register(self._wake, EVENT_READ)
@@ -93,32 +94,47 @@ class AdminHttp:
     def close(self) -> None:
         """Stop, and close the listeners with all connections."""
         if self._thread.is_alive():
+            self._closing = True
             os.eventfd_write(self._wake, 1)
             self._thread.join()
+        for connection in list(self._connections):
+            self._end(connection)
+        self._close_own()
+
+    def abandon(self) -> None:
+        """In a child process: close what was inherited, and leave all as it is to the parent, which shares the epoll set."""
+        for connection in self._connections:
+            connection.sock.close()
+        self._close_own()
+
+    def _close_own(self) -> None:
         for listener in self._listeners:
             listener.close()
         self._selector.close()
         os.close(self._wake)
 
-    def _serve(self) -> None:
-        while True:
-            for key, _ in self._selector.select(self._timeout()):
-                if key.fd == self._wake:
-                    for connection in list(self._connections):
-                        self._end(connection)
-                    return
-                if isinstance(key.data, _Connection):
-                    if key.data in self._connections:
-                        self._step(key.data)
-                else:
-                    self._accept(key.data)
-            now = time.monotonic()
-            for connection in [each for each in self._connections if each.deadline <= now]:
-                self._end(connection)
+    def fileno(self) -> int:
+        """Readable when there is something for `turn` to do."""
+        return self._selector.fileno()
 
-    def _timeout(self) -> float | None:
+    def turn(self, timeout_s: float | None = 0.0) -> float | None:
+        """Do what there is to do, waiting for it up to `timeout_s`; after how many seconds to call again at the latest."""
+        for key, _ in self._selector.select(timeout_s):
+            if isinstance(key.data, _Connection):
+                if key.data in self._connections:
+                    self._step(key.data)
+            elif key.data is not None:
+                self._accept(key.data)
+        now = time.monotonic()
+        for connection in [each for each in self._connections if each.deadline <= now]:
+            self._end(connection)
         first = next(iter(self._connections), None)
-        return max(0.0, first.deadline - time.monotonic()) if first else None
+        return None if first is None else max(0.0, first.deadline - now)
+
+    def _serve(self) -> None:
+        timeout_s: float | None = None
+        while not self._closing:
+            timeout_s = self.turn(timeout_s)
 
     def _accept(self, listener: socket.socket) -> None:
         try:

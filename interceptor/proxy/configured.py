@@ -31,6 +31,7 @@ def settings(
         idle_timeout_s=config.idle_timeout,
         udp_idle_s=config.udp_idle_timeout,
         drain_deadline_s=config.drain_deadline,
+        relay=config.relay,
         max_connections=config.max_connections,
         max_connections_per_client=config.max_connections_per_client,
         keepalive_s=config.keepalive,

@@ -9,9 +9,10 @@ import itertools
 import os
 import resource
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 from interceptor import __version__
 from interceptor.proxy.metrics import GAUGES, METRICS, SECOND_US, Metric
@@ -112,19 +113,45 @@ def _combinations(metric: Metric) -> Iterator[Pairs]:
 
 def process() -> Iterator[Family]:
     """This process's own figures, under the names that Prometheus client libraries give them."""
+    found = _read_process("self")
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    yield _gauge("process_open_fds", "Number of open file descriptors.", len(os.listdir("/proc/self/fd")) - 1)
+    yield _gauge("process_max_fds", "Maximum number of open file descriptors.", limit)
+    yield _gauge("process_resident_memory_bytes", "Resident memory size in bytes.", found.resident)
+    yield _gauge("process_start_time_seconds", "Start time in seconds since the epoch.", _boot_time() + found.started_s)
+    yield Family("process_cpu_seconds_total", "counter", "User and system CPU time spent in seconds.", [Sample(found.cpu_s)])
+
+
+def workers(pids: Mapping[int, int]) -> Iterator[Family]:
+    """Figures of the worker processes `pids` (number -> pid), without those that are gone meanwhile, or not to be seen."""
+    cpu, resident, descriptors = [], [], []
+    for number, pid in pids.items():
+        labels = (("worker", str(number)),)
+        with suppress(OSError):
+            found = _read_process(str(pid))
+            cpu.append(Sample(found.cpu_s, labels))
+            resident.append(Sample(found.resident, labels))
+            descriptors.append(Sample(len(os.listdir(f"/proc/{pid}/fd")), labels))
+    if pids:
+        yield Family("interceptor_worker_cpu_seconds_total", "counter", "User and system CPU time spent in seconds.", cpu)
+        yield Family("interceptor_worker_resident_memory_bytes", "gauge", "Resident memory size in bytes.", resident)
+        yield Family("interceptor_worker_open_fds", "gauge", "Number of open file descriptors.", descriptors)
+
+
+class _Process(NamedTuple):
+    cpu_s: float
+    resident: int  # bytes
+    started_s: float  # after boot
+
+
+def _read_process(name: str) -> _Process:
     # Bytes: a codec would be imported now, and the user that the proxy has become may not be let into Python's directory.
-    with open("/proc/self/stat", "rb") as file:
+    with open(f"/proc/{name}/stat", "rb") as file:
         # proc(5): the name in parentheses may hold anything; after it the fields are numbers.
         fields = file.read().rpartition(b")")[2].split()
     ticks = os.sysconf("SC_CLK_TCK")
     cpu_s = (int(fields[11]) + int(fields[12])) / ticks
-    resident = int(fields[21]) * os.sysconf("SC_PAGE_SIZE")
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    yield _gauge("process_open_fds", "Number of open file descriptors.", len(os.listdir("/proc/self/fd")) - 1)
-    yield _gauge("process_max_fds", "Maximum number of open file descriptors.", limit)
-    yield _gauge("process_resident_memory_bytes", "Resident memory size in bytes.", resident)
-    yield _gauge("process_start_time_seconds", "Start time in seconds since the epoch.", _boot_time() + int(fields[19]) / ticks)
-    yield Family("process_cpu_seconds_total", "counter", "User and system CPU time spent in seconds.", [Sample(cpu_s)])
+    return _Process(cpu_s, int(fields[21]) * os.sysconf("SC_PAGE_SIZE"), int(fields[19]) / ticks)
 
 
 def build() -> Family:

@@ -194,15 +194,21 @@ class Region:
         cells = self._cells.tolist()
         return [sum(cells[index::ROW_CELLS]) for index in range(ROW_CELLS)]
 
-    def worker_died(self, number: int) -> None:
-        """Close in the books what a dead worker's end has closed in the kernel, and count its restart."""
+    def worker_ended(self, number: int) -> int:
+        """Close in the books what a worker's end has closed in the kernel; how many connections those were."""
         cells = self._row(number).cells
+        died = 0
         for _, _, raised, lowered in GAUGES:
             for values in raised.combinations:
                 lost = cells[raised.cell(*values)] - cells[lowered.cell(*values)]
                 cells[lowered.cell(*values)] += lost
                 if raised is OPENED:
                     cells[FAILED.cell(values[0], "worker_died")] += lost
+                    died += lost
+        return died
+
+    def worker_replaced(self) -> None:
+        """Count a worker that is started in the place of one that died."""
         self.parent.add(WORKER_RESTARTS)
 
     def _row(self, number: int) -> Counts:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from select import EPOLLIN
 from socket import SocketType
 from typing import Literal
 
+from interceptor.proxy import open_flows
 from interceptor.proxy.acceptor import Acceptor
 from interceptor.proxy.announce import Announcer
 from interceptor.proxy.dns import DnsForwarder, parse_resolver
@@ -83,6 +86,19 @@ class Proxy:
     def later(self, delay_s: float, callback: Callable[[], None]) -> object:
         """Call `callback` in the proxy's thread, `delay_s` seconds from now. From that thread only."""
         return self._loop.later(delay_s, callback)
+
+    def answer(self, asked: socket.socket) -> None:
+        """Tell the open connections to whoever asks on `asked` (open_flows.py). To be called before `run`."""
+        self._loop.watch(asked.fileno(), EPOLLIN, lambda _events: open_flows.answer(asked, self.open_flows()))
+
+    def stop_at_end_of(self, lifeline: int) -> None:
+        """Begin to drain when the pipe `lifeline` ends: whoever holds its other end is gone. To be called before `run`."""
+
+        def ended(_events: int) -> None:
+            self._loop.unwatch(lifeline)
+            self._told_to_stop(b"")
+
+        self._loop.watch(lifeline, EPOLLIN, ended)
 
     def run(self, on_ready: Callable[[], None] = lambda: None) -> None:
         """Serve until `stop()` or, in the main thread, SIGTERM or SIGINT; then drain and give everything back.

@@ -116,6 +116,8 @@ def _proxy_options(families: tuple[Family, ...]) -> st.SearchStrategy[dict[str, 
     ports = st.tuples(somebody, port_ranges.map(lambda found: {"upstream_proxy_protocol_ports": (found,)}))
     cidrs = st.tuples(somebody, _cidrs(families).filter(bool).map(lambda found: {"upstream_proxy_protocol_cidrs": found}))
     others = {
+        "workers": st.sampled_from((None, 1, 4)),
+        "relay": st.sampled_from(("auto", "splice", "copy")),
         "max_connections": counts,
         "max_connections_per_client": counts,
         "connect_timeout": durations,

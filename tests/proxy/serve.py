@@ -7,7 +7,9 @@ import resource
 import sys
 from typing import Any
 
+from interceptor.errors import InterceptorError
 from interceptor.proxy.metrics import Region, summary
+from interceptor.proxy.serve import serve
 from interceptor.proxy.server import Proxy, open_listeners
 from interceptor.proxy.settings import HeaderFor, Listener, ProxySettings
 from interceptor.values import parse_cidrs, parse_ports
@@ -29,7 +31,12 @@ def main(text: str) -> None:
     if "header" in given:
         version, ports, cidrs = given["header"]
         given["header"] = HeaderFor(version, ports and parse_ports(ports), cidrs and parse_cidrs(cidrs))
+    workers = given.pop("workers", None)
     settings = ProxySettings(**given)
+    if workers is not None:
+        code, counted = serve(settings, workers, sys.stdout.fileno(), lambda: print("ready", flush=True), {})
+        print(json.dumps({"counters": counted}), flush=True)
+        sys.exit(code)
     region = Region()
     listeners = open_listeners(settings)
     proxy = Proxy(settings, listeners, lambda flow: print(flow.to_json(), flush=True), counts=region.worker(0))
@@ -38,4 +45,8 @@ def main(text: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    try:
+        main(sys.argv[1])
+    except InterceptorError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)

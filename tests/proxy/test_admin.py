@@ -36,6 +36,9 @@ class FakeProxy:
     def totals(self) -> list[int]:
         return self.region.totals()
 
+    def workers(self) -> Mapping[int, int]:
+        return {0: os.getpid()}
+
     def open_flows(self) -> Iterator[Mapping[str, Any]]:
         return iter(self.flows)
 

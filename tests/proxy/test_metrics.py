@@ -105,7 +105,8 @@ def test_a_dead_worker_leaves_no_open_connections_behind() -> None:
     for listener in (survivor, dead, dead):
         listener.opened()
     dead.closed("closed", 1.0)
-    region.worker_died(1)
+    assert region.worker_ended(1) == 1
+    region.worker_replaced()
 
     found = parsed(counted(region.totals()))
     assert found["interceptor_connections_open", (("direction", "inbound"), ("mode", "tproxy"))] == 1
