@@ -6,6 +6,7 @@ No I/O: where the values come from is sources.py's business.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -149,7 +150,7 @@ class Config(ProxyOptions):
     )
 
     def __post_init__(self) -> None:
-        problems = find_contradictions(self)
+        problems = find_contradictions({row.name: getattr(self, row.name) for row in FIELDS})
         if problems:
             raise ConfigError(problems)
 
@@ -171,87 +172,107 @@ FIELDS: tuple[Field, ...] = tuple(
 FIELD: dict[str, Field] = {field.name: field for field in FIELDS}
 
 
-def find_contradictions(config: Config) -> list[Problem]:
-    """Values that are right one by one and wrong together; empty when there are none."""
-    return [
-        *_equal_ports(config),
-        *_uncovered_cidrs(config),
-        *_identity(config),
-        *_marks(config),
-        *_interfaces(config),
-        *_proxy_protocol(config),
-    ]
+def find_contradictions(good: Mapping[str, Any]) -> list[Problem]:
+    """Values that are right one by one and wrong together; empty when there are none.
+
+    `good`: option name -> value. An option whose value is not known, as its text was bad, is left out: what can be said
+    without it is said all the same.
+    """
+    problems = _equal_ports({name: good[name] for name in PROXY_PORTS if name in good})
+    for check, needs in _CHECKS:
+        if all(name in good for name in needs):
+            problems += check(*(good[name] for name in needs))
+    return problems
 
 
-def _problem(config: Config, name: str, expected: str) -> Problem:
-    return Problem(FIELD[name].flag, FIELD[name].kind.show(getattr(config, name)), expected)
+def _problem(name: str, value: Any, expected: str) -> Problem:
+    return Problem(FIELD[name].flag, FIELD[name].kind.show(value), expected)
 
 
-def _equal_ports(config: Config) -> list[Problem]:
-    names = ("outbound_port", "inbound_port", "dns_port", "tunnel_port", "probe_port", "admin_port")
+def _equal_ports(ports: Mapping[str, int | None]) -> list[Problem]:
     taken: dict[int, str] = {}
     problems = []
-    for name in names:
-        port = getattr(config, name)
+    for name, port in ports.items():
         if port is None:
             continue
         if port in taken:
-            problems.append(_problem(config, name, f"is {FIELD[taken[port]].flag} too; the proxy's ports must differ"))
+            problems.append(_problem(name, port, f"is {FIELD[taken[port]].flag} too; the proxy's ports must differ"))
         taken.setdefault(port, name)
     return problems
 
 
-def _uncovered_cidrs(config: Config) -> list[Problem]:
-    names = ("exclude_inbound_cidrs", "include_outbound_cidrs", "exclude_outbound_cidrs")
-    return [
-        Problem(FIELD[name].flag, str(network), f"an IP{Family.of(network).value} CIDR with --ip-family {config.ip_family}")
-        for name in names
-        for network in getattr(config, name)
-        if config.family_excluded(Family.of(network))
-    ]
+def _uncovered_cidrs(name: str) -> Callable[[Sequence[Network], str], Iterator[Problem]]:
+    def check(networks: Sequence[Network], ip_family: str) -> Iterator[Problem]:
+        for network in networks:
+            family = Family.of(network).value
+            if ip_family not in ("auto", "dual", family):
+                yield Problem(FIELD[name].flag, str(network), f"an IP{family} CIDR with --ip-family {ip_family}")
+
+    return check
 
 
-def _identity(config: Config) -> list[Problem]:
-    problems = []
-    if not (config.proxy_uid or config.proxy_gid or config.proxy_mark or config.proxy_cgroup):
+def _no_identity(uid: object, gid: object, mark: Mark | None, cgroup: str | None) -> Iterator[Problem]:
+    if not (uid or gid or mark or cgroup):
         expected = "the proxy needs an identity, or its own traffic is captured again: a uid, a gid, a mark or a cgroup"
-        problems.append(_problem(config, "proxy_uid", expected))
-    if config.proxy_cgroup and config.backend not in ("auto", "nft"):
-        problems.append(_problem(config, "proxy_cgroup", "only the nft backend matches cgroups; give --backend nft"))
-    return problems
+        yield _problem("proxy_uid", uid, expected)
 
 
-def _marks(config: Config) -> list[Problem]:
-    mark = config.tproxy_mark
+def _cgroup_without_nft(cgroup: str | None, backend: Backend) -> Iterator[Problem]:
+    if cgroup and backend not in ("auto", "nft"):
+        yield _problem("proxy_cgroup", cgroup, "only the nft backend matches cgroups; give --backend nft")
+
+
+def _narrow_mark(mark: Mark) -> Iterator[Problem]:
     last = mark.value + 2
     if last > mark.mask or last & ~mark.mask or (mark.value + 1) & ~mark.mask:
-        return [
-            _problem(config, "tproxy_mark", "the mask has no room for the mark and the two values after it; 0x539/0xfff has")
-        ]
-    if config.proxy_mark is None:
-        return []
-    own = config.proxy_mark
-    if any(own.value & mark.mask == value or own.matches(value) for value in range(mark.value, last + 1)):
-        return [_problem(config, "proxy_mark", f"can't be told from --tproxy-mark {mark} or the two values after it")]
-    return []
+        expected = "the mask has no room for the mark and the two values after it; 0x539/0xfff has"
+        yield _problem("tproxy_mark", mark, expected)
 
 
-def _interfaces(config: Config) -> list[Problem]:
-    both = [name for name in config.virtual_interfaces if name in config.exclude_interfaces]
-    problems = [Problem("--virtual-interfaces", name, "is in --exclude-interfaces too") for name in both]
-    if "lo" in config.virtual_interfaces:
-        problems.append(Problem("--virtual-interfaces", "lo", "the loopback interface is no virtual interface"))
-    return problems
+def _like_marks(own: Mark | None, mark: Mark) -> Iterator[Problem]:
+    if own is None or any(_narrow_mark(mark)):
+        return
+    if any(own.value & mark.mask == value or own.matches(value) for value in range(mark.value, mark.value + 3)):
+        yield _problem("proxy_mark", own, f"can't be told from --tproxy-mark {mark} or the two values after it")
 
 
-def _proxy_protocol(config: Config) -> list[Problem]:
-    wanting = [name for name in ("upstream_proxy_protocol_ports", "upstream_proxy_protocol_cidrs") if getattr(config, name)]
-    if config.upstream_proxy_protocol == "off":
-        return [_problem(config, name, "which header? give --upstream-proxy-protocol v1 or v2") for name in wanting]
-    if not wanting:
+def _virtual_and_excluded(virtual: Sequence[str], excluded: Sequence[str]) -> Iterator[Problem]:
+    for name in virtual:
+        if name in excluded:
+            yield Problem("--virtual-interfaces", name, "is in --exclude-interfaces too")
+
+
+def _virtual_loopback(virtual: Sequence[str]) -> Iterator[Problem]:
+    if "lo" in virtual:
+        yield Problem("--virtual-interfaces", "lo", "the loopback interface is no virtual interface")
+
+
+def _header_for_nobody(version: str, ports: Sequence[PortRange], cidrs: Sequence[Network]) -> Iterator[Problem]:
+    wanting = {"upstream_proxy_protocol_ports": ports, "upstream_proxy_protocol_cidrs": cidrs}
+    if version == "off":
+        for name, value in wanting.items():
+            if value:
+                yield _problem(name, value, "which header? give --upstream-proxy-protocol v1 or v2")
+    elif not any(wanting.values()):
         expected = "sent to nobody: give --upstream-proxy-protocol-ports, or -cidrs; a server that does not expect it breaks"
-        return [_problem(config, "upstream_proxy_protocol", expected)]
-    return []
+        yield _problem("upstream_proxy_protocol", version, expected)
+
+
+PROXY_PORTS = ("outbound_port", "inbound_port", "dns_port", "tunnel_port", "probe_port", "admin_port")
+# Each with the options whose values it is called with: it cannot look at others.
+_CHECKS: tuple[tuple[Callable[..., Iterable[Problem]], tuple[str, ...]], ...] = (
+    *(
+        (_uncovered_cidrs(name), (name, "ip_family"))
+        for name in ("exclude_inbound_cidrs", "include_outbound_cidrs", "exclude_outbound_cidrs")
+    ),
+    (_no_identity, ("proxy_uid", "proxy_gid", "proxy_mark", "proxy_cgroup")),
+    (_cgroup_without_nft, ("proxy_cgroup", "backend")),
+    (_narrow_mark, ("tproxy_mark",)),
+    (_like_marks, ("proxy_mark", "tproxy_mark")),
+    (_virtual_and_excluded, ("virtual_interfaces", "exclude_interfaces")),
+    (_virtual_loopback, ("virtual_interfaces",)),
+    (_header_for_nobody, ("upstream_proxy_protocol", "upstream_proxy_protocol_ports", "upstream_proxy_protocol_cidrs")),
+)
 
 
 def warnings(config: Config) -> list[str]:

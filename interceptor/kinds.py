@@ -76,7 +76,7 @@ def _cgroup(text: str, _names: Names) -> str:
 
 
 def _route_table(text: str, _names: Names) -> int:
-    number = int(text) if text.isascii() and text.isdigit() else 0
+    number = int(text) if text.isascii() and text.isdigit() and len(text) <= 10 else 0
     if not 1 <= number < 2**32 or number in (253, 254, 255):
         raise ValueError("a routing table's number, 1 to 4294967295 without 253, 254 and 255 (default, main, local)")
     return number
@@ -135,6 +135,7 @@ def _some_of(*choices: str) -> Kind:
 PORT = Kind("PORT", lambda text, _: parse_port(text.strip()))
 OPTIONAL_PORT = Kind("PORT|off", _or_word("off", parse_port), _show_or_word("off"))
 DURATION = Kind("TIME", lambda text, _: _duration(text.strip()), _show_duration)
+GRACE = Kind("TIME", lambda text, _: 0.0 if text.strip() in ("0", "0s") else _duration(text.strip()), _show_duration)
 OPTIONAL_DURATION = Kind("TIME|off", _or_word("off", _duration), _show_or_word("off", _show_duration))
 OPTIONAL_COUNT = Kind("N|off", _or_word("off", _count), _show_or_word("off"))
 AUTOMATIC_COUNT = Kind("N|auto", _or_word("auto", _count), _show_or_word("auto"))

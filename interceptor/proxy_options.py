@@ -9,6 +9,7 @@ from interceptor.kinds import (
     AUTOMATIC_COUNT,
     CIDRS,
     DURATION,
+    GRACE,
     NAMES_SEEN,
     OPTIONAL_COUNT,
     OPTIONAL_DURATION,
@@ -44,6 +45,7 @@ class ProxyOptions:
     connect_timeout: float = option(
         "Connections",
         DURATION,
+        GRACE,
         10.0,  # ztunnel's; Linux alone would try for two minutes
         "Give up on a destination that has not answered for so long.",
     )
@@ -59,14 +61,15 @@ class ProxyOptions:
     udp_idle_timeout: float = option(
         "Connections",
         DURATION,
+        GRACE,
         60.0,  # longer than the 30 s of nf_conntrack_udp_timeout, so the kernel forgets first
         "End UDP flows that were silent for so long.",
     )
     drain_deadline: float = option(
         "Connections",
-        DURATION,
+        GRACE,
         5.0,  # ztunnel's; well within the 30 s that Kubernetes grants
-        "After SIGTERM, let connections go on for so long.",
+        "After SIGTERM, let connections go on for so long; 0: end them at once.",
     )
     upstream_proxy_protocol: Literal["off", "v1", "v2"] = option(
         "Upstream",

@@ -17,7 +17,7 @@ def command(resolved: Resolved, netns: str | None, as_json: bool) -> int:
     """Show every option's value and where it came from."""
     if netns is not None:
         # Options do not depend on it; that it is there is all that can be said.
-        namespaces.identity(namespaces.locate(netns))
+        namespaces.require(namespaces.locate(netns))
     shown = resolved.shown()
     if as_json:
         print_json(shown)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import click
 
 from interceptor import capture
 from interceptor.cli.options import ProxyCommand, common_options, config_options
 from interceptor.config import Config
-from interceptor.errors import ConfigError, Problem
+from interceptor.errors import Problem
 from interceptor.netns import enter_for_good, locate
 from interceptor.proxy import cpus
 from interceptor.proxy.configured import settings as configured
@@ -20,8 +23,17 @@ from interceptor.proxy.limits import choose_total, raise_descriptor_limit
 from interceptor.proxy.relay.choice import choose
 from interceptor.proxy.serve import serve
 from interceptor.proxy.settings import ListenFamily, ProxySettings
-from interceptor.sources import Resolved
-from interceptor.values import Family
+from interceptor.sources import Resolved, local_names
+from interceptor.values import Family, parse_id
+
+
+def _judge(own: Mapping[str, Any], good: Mapping[str, Any]) -> Iterator[Problem]:
+    if all(good.get(name) == "off" for name in ("outbound", "inbound", "dns")):
+        yield Problem("--outbound", "off", "with --inbound off and --dns off too there is nothing to listen for")
+    try:
+        _ids(own["user"] or "root")
+    except ValueError as error:
+        yield Problem("--user", own["user"], f"{error}; UID or UID:GID, or root")
 
 
 @click.command(cls=ProxyCommand)
@@ -31,7 +43,7 @@ from interceptor.values import Family
     help="Become this user once the ports are open; `root` stays. [the first --proxy-uid and -gid]",
 )
 @common_options
-@config_options
+@functools.partial(config_options, judge=_judge)
 def command(resolved: Resolved, netns: str | None, as_json: bool, user: str | None) -> int:
     """Forward captured connections to their original destinations; print one JSON line for each on stdout.
 
@@ -76,10 +88,15 @@ def _identity(config: Config, user: str | None) -> tuple[int, int] | None:
     if os.geteuid() != 0 or user in ("root", "0"):
         return None
     if user is not None:
-        uid, _, gid = user.partition(":")
-        if not (uid.isdigit() and (gid or uid).isdigit()):
-            raise ConfigError([Problem("--user", user, "UID or UID:GID, in numbers, or root")])
-        return int(uid), int(gid or uid)
+        return _ids(user)
     if not config.proxy_uid:
         return None  # known by its mark or cgroup: any user will do
     return config.proxy_uid[0].first, config.proxy_gid[0].first if config.proxy_gid else config.proxy_uid[0].first
+
+
+def _ids(user: str) -> tuple[int, int]:
+    """(uid, gid) as `user` names them. Raises ValueError."""
+    names = local_names()
+    uid, colon, gid = user.partition(":")
+    number = parse_id(uid, names.uid)
+    return number, parse_id(gid, names.gid) if colon else number

@@ -48,7 +48,8 @@ class Acceptor:
         runtime.loop.watch(self._sock.fileno(), LISTENER, self._ready)
 
     def close(self) -> None:
-        """Take no more."""
+        """Take those that wait already, whose clients think they are connected, and no more."""
+        self._accept()
         self._open = False
         # Explicitly: `interceptor run` has a second descriptor for the same socket.
         self.runtime.loop.unwatch(self._sock.fileno())

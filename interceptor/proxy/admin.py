@@ -1,6 +1,6 @@
 """The admin port's endpoints: metrics, health, open flows, configuration, drain. Knows the proxy by `Administered` alone.
 
-Who may ask what, and why: docs/decisions/0006-metrics-and-admin.md.
+Who may ask what, and why: docs/decisions/0010-metrics-and-admin.md.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ def settings(
         original_source=config.original_source,
         run_as=run_as,
         dns_port=config.dns_port if config.dns != "off" else None,
+        dns_families=families,
         resolvers=resolvers,
         connect_timeout_s=config.connect_timeout,
         idle_timeout_s=config.idle_timeout,

@@ -17,7 +17,7 @@ from interceptor.sockets import SockAddr, address
 # Lookups a second, 5 µs each: half a percent of a core. What is above has no uid in its record, and is counted.
 RATE = 1000
 # Of the proxy's time, the part that searches in /proc may take: a process with many descriptors costs 1 µs for each of them.
-SEARCH_SHARE = 0.02
+SEARCH_SHARE = 0.01
 
 
 class Owners:

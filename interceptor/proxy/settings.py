@@ -53,6 +53,7 @@ class ProxySettings:
     max_connections, max_connections_per_client: TCP connections open at once; None: no limit but the descriptors.
     keepalive_s: silent peers are asked after so long, and as often, whether they live; None: they are not.
     peek: what to look for in the client's first bytes.
+    dns_families: those in which DNS is listened for; empty: those of `listeners`.
     resolvers: IP addresses, optionally `ip:port` or `[ip]:port`; the DNS forwarder asks the first.
     """
 
@@ -68,6 +69,7 @@ class ProxySettings:
     udp_listeners: tuple[Listener, ...] = ()
     udp_idle_s: float = 60.0  # longer than the 30 s of nf_conntrack_udp_timeout, so the kernel forgets first
     dns_port: int | None = None
+    dns_families: tuple[ListenFamily, ...] = ()
     resolvers: tuple[str, ...] = ()
     relay: RelayName = "auto"
     max_connections: int | None = None

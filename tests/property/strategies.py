@@ -11,7 +11,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from interceptor.config import FIELD, FIELDS, Config
-from interceptor.plan.model import HostFacts
+from interceptor.plan.model import HostFacts, PolicyRoute
 from interceptor.plan.walk import Packet
 from interceptor.proxy_options import PROXY_GROUPS
 from interceptor.values import (
@@ -124,7 +124,7 @@ def _proxy_options(families: tuple[Family, ...]) -> st.SearchStrategy[dict[str, 
         "idle_timeout": st.none() | durations,
         "keepalive": st.none() | durations,
         "udp_idle_timeout": durations,
-        "drain_deadline": durations,
+        "drain_deadline": st.just(0.0) | durations,
         "peek": st.sampled_from(((), ("sni",), ("host", "sni"))),
     }
     header = st.one_of(nobody, ports.map(lambda both: both[0] | both[1]), cidrs.map(lambda both: both[0] | both[1]))
@@ -154,7 +154,9 @@ def facts(config: Config) -> st.SearchStrategy[HostFacts]:
     both = tuple(Family)
     kernels = [both, (Family.V4,)] if config.ip_family in ("auto", "v4") else [both]
     resolvers = tuple(network for address in RESOLVER.values() for network in parse_cidrs(str(address)))
-    return st.builds(HostFacts, st.sampled_from(kernels), st.sampled_from(((), resolvers)), st.booleans())
+    marks = (config.tproxy_mark, Mark(0x20, 0xFF), Mark(0x300, 0xFFFF))
+    earlier = st.lists(st.sampled_from([PolicyRoute(family, mark, 1337) for mark in marks for family in Family]), unique=True)
+    return st.builds(HostFacts, st.sampled_from(kernels), st.sampled_from(((), resolvers)), st.booleans(), earlier.map(tuple))
 
 
 @st.composite
