@@ -8,7 +8,7 @@ from typing import Literal
 
 from interceptor.backends import nft_table, process
 from interceptor.config import Backend
-from interceptor.errors import BackendError, ConfigError, Problem
+from interceptor.errors import ConfigError, Problem, Unsupported
 
 BackendName = Literal["nft", "iptables-nft", "iptables-legacy", "libiptc"]
 # In order of preference.
@@ -38,7 +38,8 @@ def missing_parts(wish: Backend = "auto") -> dict[BackendName, str]:
     if not nft_table.supported():
         missing |= dict.fromkeys(("nft", "iptables-nft"), "this kernel has no nf_tables (CONFIG_NF_TABLES)")
     # It is the last choice, and looking for it takes 2 ms.
-    if (wish == "libiptc" or len(missing) == len(PROGRAMS)) and not _has_python_iptables():
+    needed = wish == "libiptc" or len(missing) == len(PROGRAMS) or ("iptables-legacy" in missing and may_hold("libiptc"))
+    if needed and not _has_python_iptables():
         missing["libiptc"] = "the Python package python-iptables is not installed"
     return missing
 
@@ -50,7 +51,7 @@ def _has_python_iptables() -> bool:
 
 
 def choose(wish: Backend, missing: dict[BackendName, str], *, needs_nft: bool) -> Choice:
-    """The backend for `wish`. Raises ConfigError for a wish that can't be met, BackendError when nothing can be used."""
+    """The backend for `wish`. Raises ConfigError for a wish that can't be met, Unsupported when nothing can be used."""
     if wish != "auto":
         if wish in missing:
             usable = ", ".join(name for name in NAMES if name not in missing) or "none"
@@ -61,8 +62,10 @@ def choose(wish: Backend, missing: dict[BackendName, str], *, needs_nft: bool) -
         if name not in missing:
             passed = [f"{missing[other]}" for other in NAMES[: NAMES.index(name)]]
             return Choice(name, "; ".join(passed) or "nft is installed: one transaction for both IP families")
-    reasons = "; ".join(missing[name] for name in candidates)
-    raise BackendError(f"nothing here can write rules: {reasons}. Install the package nftables (or iptables)")
+    if needs_nft:
+        raise Unsupported(f"only nft matches --proxy-cgroup: {missing['nft']}. Install the package nftables")
+    reasons = "; ".join(dict.fromkeys(missing[name] for name in candidates))
+    raise Unsupported(f"nothing here can write rules: {reasons}. Install the package nftables (or iptables)")
 
 
 def may_hold(name: BackendName) -> bool:
@@ -77,12 +80,17 @@ def may_hold(name: BackendName) -> bool:
     return any(_read(f"/proc/thread-self/net/{file}") for file in ("ip_tables_names", "ip6_tables_names"))
 
 
-def out_of_reach(missing: dict[BackendName, str]) -> Iterator[BackendName]:
-    """Backends that hold rules of ours and cannot be used here; legacy's tables can't be looked into without its programs."""
+def orphaned(missing: dict[BackendName, str]) -> Iterator[BackendName]:
+    """Backends that hold rules of ours while the programs that wrote them are gone; orphans.py can remove them."""
     if "nft" in missing and nft_table.comments() is not None:
         yield "nft"
     if "iptables-nft" in missing and nft_table.has_iptables_chains():
         yield "iptables-nft"
+
+
+def unreadable(missing: dict[BackendName, str]) -> bool:
+    """Whether there are legacy tables, which may hold rules of ours, and nothing here that can look into them."""
+    return {"iptables-legacy", "libiptc"} <= missing.keys() and may_hold("libiptc")
 
 
 def _read(path: str) -> str:

@@ -22,7 +22,7 @@ LISTENING = "0A"  # TCP_LISTEN, include/net/tcp_states.h, as /proc/net/tcp shows
 START_TIMEOUT_S = 10.0  # Python starts in 0.1 s; this is for a machine under load
 REQUEST_TIMEOUT_S = 5
 Program: TypeAlias = Callable[[], None]
-SERVER_NAME, PYTHON_CLIENT = "http-server", "http-client"
+SERVER_NAME, PYTHON_CLIENT = "httpd", "http-client"
 BODY = b"hello from the server pod\n"
 
 

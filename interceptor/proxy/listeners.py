@@ -100,7 +100,7 @@ def _wanted(settings: ProxySettings) -> Iterator[tuple[Listener, Protocol]]:
     for listener in settings.udp_listeners:
         yield listener, "udp"
     if settings.dns_port is not None:
-        for family in {listener.family: None for listener in settings.listeners}:
+        for family in settings.dns_families or dict.fromkeys(listener.family for listener in settings.listeners):
             dns = Listener("dns", "redirect", settings.dns_port, family)
             yield dns, "tcp"
             yield dns, "udp"

@@ -37,6 +37,12 @@ class NoConntrackEntry(NoOriginalDst):
     reason = "no_conntrack_entry"
 
 
+class ClientGone(NoOriginalDst):
+    """The client reset the connection before it was accepted, and conntrack has forgotten it: nobody's mistake."""
+
+    reason = "client_gone"
+
+
 class DirectDial(NoOriginalDst):
     """The destination is one of our own ports on one of our own addresses: dialling it would loop."""
 
@@ -49,7 +55,7 @@ class DirectDial(NoOriginalDst):
 def original_dst_of(listener: Listener) -> Callable[[SocketType], SockAddr]:
     """What tells the original destination, in normal form, of a connection accepted by `listener`.
 
-    It raises NoConntrackEntry, or OSError for what else the kernel answers.
+    It raises NoConntrackEntry, ClientGone, or OSError for what else the kernel answers.
     """
     if listener.mode == "tproxy":
         return _local_address
@@ -66,7 +72,7 @@ def _redirected_v4(sock: SocketType) -> SockAddr:
     try:
         raw = sock.getsockopt(SOL_IP, SO_ORIGINAL_DST, SOCKADDR_IN_SIZE)
     except OSError as error:
-        raise _explained(error) from error
+        raise _explained(sock, error) from error
     return (inet_ntoa(raw[4:8]), raw[2] << 8 | raw[3])
 
 
@@ -74,7 +80,7 @@ def _redirected_v6(sock: SocketType) -> SockAddr:
     try:
         return original_dst_v6(sock)
     except OSError as error:
-        raise _explained(error) from error
+        raise _explained(sock, error) from error
 
 
 def _redirected_dual(sock: SocketType) -> SockAddr:
@@ -82,10 +88,20 @@ def _redirected_dual(sock: SocketType) -> SockAddr:
     return _redirected_v4(sock) if len(_local_address(sock)) == 2 else _redirected_v6(sock)
 
 
-def _explained(error: OSError) -> Exception:
+def _explained(sock: SocketType, error: OSError) -> Exception:
     if error.errno in NO_ENTRY_ERRNOS:
+        if _is_gone(sock):
+            return ClientGone("reset by the client before it was accepted")
         return NoConntrackEntry(f"{errno.errorcode[error.errno]}: not redirected here, or conntrack is off")
     return error
+
+
+def _is_gone(sock: SocketType) -> bool:
+    try:
+        sock.getpeername()
+    except OSError:  # ENOTCONN: closed by a reset, net/ipv4/af_inet.c
+        return True
+    return False
 
 
 def refuse_loop(destination: SockAddr, own_ports: frozenset[int], is_local: Callable[[IpAddress], bool]) -> None:

@@ -9,13 +9,14 @@ from typing import Any
 
 from interceptor.config import FIELD, Config, Names
 from interceptor.plan.build import build_plan
-from interceptor.plan.model import HostFacts, Plan
+from interceptor.plan.model import HostFacts, Plan, PolicyRoute
 from interceptor.render import iptables, nft
-from interceptor.values import Family
+from interceptor.values import Family, Mark
 
 HERE = Path(__file__).parent
 HOST = HostFacts(resolvers=(ipaddress.ip_network("10.96.0.10"), ipaddress.ip_network("fd00:96::a")))
 V4_HOST = HostFacts(kernel_families=(Family.V4,), resolvers=HOST.resolvers[:1])
+AFTER_TPROXY = HostFacts(earlier_routes=tuple(PolicyRoute(family, Mark(0x539, 0xFFF), 133) for family in Family))
 _NAMES = Names(uid={}.__getitem__, gid={}.__getitem__)
 
 
@@ -30,8 +31,15 @@ CASES: dict[str, Config] = {
     "inbound-only": _config(outbound="off"),
     "nothing": _config(inbound="off", outbound="off"),
     "own-ports": _config(
-        outbound_port="4140", inbound_port="4143", dns_port="4153", tunnel_port="4144", probe_port="4191", dns="all"
+        outbound_port="4140",
+        inbound_port="4143",
+        dns_port="4153",
+        tunnel_port="4144",
+        probe_port="4191",
+        admin_port="4192",
+        dns="all",
     ),
+    "no-admin": _config(admin_port="off", inbound="tproxy"),
     "proxy-identities": _config(
         proxy_uid="1337,2102,70000-70010", proxy_gid="1337,2102", proxy_mark="0x10000/0x10000", dns="all", udp="tproxy"
     ),
@@ -63,6 +71,7 @@ CASES: dict[str, Config] = {
     "original-source": _config(original_source="true"),
     "v4-others-blocked": _config(ip_family="v4", dns="all", udp="tproxy", virtual_interfaces="docker0"),
     "v6-others-bypass": _config(ip_family="v6", uncovered_family="bypass"),
+    "redirect-after-tproxy": _config(),
     "dual": _config(ip_family="dual"),
     "kernel-without-v6": _config(),
     "no-conntrack-timeouts": _config(conntrack_timeouts="false"),
@@ -72,7 +81,7 @@ CASES: dict[str, Config] = {
 
 def plan(name: str) -> Plan:
     """The plan of a case."""
-    return build_plan(CASES[name], V4_HOST if name == "kernel-without-v6" else HOST)
+    return build_plan(CASES[name], {"kernel-without-v6": V4_HOST, "redirect-after-tproxy": AFTER_TPROXY}.get(name, HOST))
 
 
 def rendered(name: str) -> Iterator[tuple[Path, str]]:
