@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: docs check test unit netns torture golden lock bench demo clean
+.PHONY: bpf docs check test unit netns torture golden lock bench demo clean
 
 $(STAMP): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
@@ -33,6 +33,10 @@ netns: $(STAMP)
 torture: $(STAMP)
 	HYPOTHESIS_PROFILE=deep $(BIN)/pytest -q tests/property
 	$(BIN)/pytest -q -m torture tests
+
+# Needs clang and linux-libc-dev; the objects are committed, so that nobody else does.
+bpf: $(STAMP)
+	$(BIN)/python -m tests.bpf.build
 
 # The diff is reviewed like code.
 docs: $(STAMP)
