@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 from interceptor import facts, netns
-from interceptor.backends import detect, surroundings
+from interceptor.backends import connect, detect, surroundings
 from interceptor.backends.base import Backend, Difference, compare
 from interceptor.config import Config, warnings
 from interceptor.errors import BackendError, InterceptorError, NetnsError
@@ -76,15 +76,19 @@ def enable(config: Config, *, netns: str | None = None, allow_host: bool = False
         choice = detect.choose(config.backend, missing, needs_nft=config.proxy_cgroup is not None)
         _refuse_out_of_reach(missing)
         surroundings_changed = surroundings.prepare(plan)
+        switched = _switch_on(plan, surroundings_changed)
         try:
             changed = _backend(choice.name).apply(plan)
         except InterceptorError:
+            switched.undo()
             surroundings_changed.undo()
             raise
         # After the new rules stand: at no moment is nothing captured.
+        switched.finish()
+        switched_off = plan.connect is None and connect.switch_off()
         removed = tuple(_remove_others(choice.name, missing))
         tidied = surroundings.tidy(plan)
-        changed = changed or bool(surroundings_changed) or bool(removed) or tidied
+        changed = changed or switched.changed or switched_off or bool(surroundings_changed) or bool(removed) or tidied
         return Report(changed, choice.name, choice.reason, removed, tuple(_warnings(config, found)), plan)
 
 
@@ -93,7 +97,8 @@ def disable(*, netns: str | None = None, allow_host: bool = False) -> Removed:
     with _to_change(netns, allow_host):
         missing = detect.missing_parts()
         _refuse_out_of_reach(missing)
-        removed = tuple(_remove_others(None, missing))
+        switched_off = connect.switch_off()
+        removed = (*(("connect",) if switched_off else ()), *_remove_others(None, missing))
         # Rules first: they may still mark packets for the routes.
         return Removed(surroundings.tidy(None) or bool(removed), removed)
 
@@ -112,6 +117,7 @@ def check(config: Config, *, netns: str | None = None) -> Checked:
         observed = backend.observe()
         differences = [
             *compare(backend.expected(plan), observed),
+            *connect.differences(plan.connect),
             *surroundings.differences(plan),
             *(
                 Difference("extra", other, "rules of ours in a second backend")
@@ -120,7 +126,18 @@ def check(config: Config, *, netns: str | None = None) -> Checked:
             ),
             *(Difference("extra", other, "rules of ours in a second backend") for other in detect.out_of_reach(missing)),
         ]
-        return Checked(name, reason, tuple(differences), nothing_there=not observed.chains)
+        return Checked(name, reason, tuple(differences), nothing_there=not observed.chains and not connect.is_there())
+
+
+def _switch_on(plan: Plan, prepared: surroundings.Prepared) -> connect.Switched:
+    """Before the rules: what both capture is captured once, since a rewritten connection stays on loopback."""
+    if plan.connect is None:
+        return connect.NOT_SWITCHED
+    try:
+        return connect.switch_on(plan.connect)
+    except InterceptorError:
+        prepared.undo()
+        raise
 
 
 def _entered(namespace: str | None) -> AbstractContextManager[None]:

@@ -31,6 +31,7 @@ from interceptor.values import (
 )
 
 Mechanism: TypeAlias = Literal["redirect", "tproxy", "off"]
+Outbound: TypeAlias = Literal["redirect", "tproxy", "connect", "off"]
 Backend: TypeAlias = Literal["auto", "nft", "iptables-nft", "iptables-legacy", "libiptc"]
 
 
@@ -111,6 +112,10 @@ def _cgroup(text: str, _names: Names) -> str:
     return path
 
 
+def _cgroup_or_root(text: str, names: Names) -> str:
+    return "/" if text.strip() == "/" else _cgroup(text, names)
+
+
 def _route_table(text: str, _names: Names) -> int:
     number = int(text) if text.isascii() and text.isdigit() else 0
     if not 1 <= number < 2**32 or number in (253, 254, 255):
@@ -139,6 +144,11 @@ OPTIONAL_MARK = Kind(
     lambda mark: "" if mark is None else str(mark),
 )
 CGROUP = Kind("PATH", lambda text, names: _cgroup(text, names) if text.strip() else None, lambda path: path or "")
+CAPTURE_CGROUP = Kind(
+    "PATH",
+    lambda text, names: _cgroup_or_root(text, names) if text.strip() else None,
+    lambda path: path or "",
+)
 TABLE = Kind("TABLE", _route_table)
 SWITCH = Kind("", _switch, lambda value: "true" if value else "false", choices=("true", "false"))
 MECHANISM = _one_of("redirect", "tproxy", "off")
@@ -152,7 +162,12 @@ def _option(group: str, kind: Kind, default: Any, text: str) -> Any:
 class Config:
     """What to capture and how. Frozen and comparable: two equal Configs give equal plans."""
 
-    outbound: Mechanism = _option("Capture", MECHANISM, "redirect", "How outbound TCP reaches the proxy.")
+    outbound: Outbound = _option(
+        "Capture",
+        _one_of("redirect", "tproxy", "connect", "off"),
+        "redirect",
+        "How outbound TCP reaches the proxy; connect: decided when it is connected, without rules (docs/connect.md).",
+    )
     inbound: Mechanism = _option("Capture", MECHANISM, "redirect", "How inbound TCP reaches the proxy.")
     udp: Literal["off", "tproxy"] = _option("Capture", _one_of("off", "tproxy"), "off", "Capture UDP too.")
     dns: Literal["off", "resolv-conf", "all"] = _option(
@@ -160,6 +175,12 @@ class Config:
         _one_of("off", "resolv-conf", "all"),
         "off",
         "Capture DNS: to the servers in resolv.conf, or to any server.",
+    )
+    capture_cgroup: str | None = _option(
+        "Capture",
+        CAPTURE_CGROUP,
+        None,
+        "With --outbound connect: the cgroup v2 path whose processes are captured; unset: the pod's, if --netns is a pid.",
     )
     outbound_port: int = _option("Proxy", PORT, 15001, "The proxy's port for outbound connections.")
     inbound_port: int = _option("Proxy", PORT, 15006, "The proxy's port for inbound connections.")
@@ -256,6 +277,7 @@ def find_contradictions(config: Config) -> list[Problem]:
         *_identity(config),
         *_marks(config),
         *_interfaces(config),
+        *_connect(config),
     ]
 
 
@@ -316,6 +338,18 @@ def _interfaces(config: Config) -> list[Problem]:
     if "lo" in config.virtual_interfaces:
         problems.append(Problem("--virtual-interfaces", "lo", "the loopback interface is no virtual interface"))
     return problems
+
+
+def _connect(config: Config) -> list[Problem]:
+    """At connect() there is no packet yet: no interface, nothing that others send, nothing to log."""
+    if config.outbound != "connect":
+        return []
+    reasons = {
+        "exclude_interfaces": "--outbound connect decides before the route is known; exclude CIDRs, or use redirect",
+        "virtual_interfaces": "what comes in from there is connected elsewhere; --outbound redirect or tproxy captures it",
+        "log_rules": "--outbound connect has no packet to log; --outbound redirect or tproxy has",
+    }
+    return [_problem(config, name, reason) for name, reason in reasons.items() if getattr(config, name)]
 
 
 def warnings(config: Config) -> list[str]:

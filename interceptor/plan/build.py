@@ -12,6 +12,7 @@ from functools import partial
 from interceptor.config import Config
 from interceptor.errors import Unsupported
 from interceptor.plan import outbound as out
+from interceptor.plan.connect import connect_capture
 from interceptor.plan.inbound import inbound_chain
 from interceptor.plan.model import (
     Chain,
@@ -92,6 +93,7 @@ class _Builder:
             chains=tuple(chain for chain in chains if chain.rules or chain.hook is None),
             routes=tuple(route(family) for family in self.covered) if routed else (),
             inbound_source_v6=leg_from_v6 and self.facts.loopback_has_v6,
+            connect=connect_capture(self.config, self.facts, self.covered) if self.config.outbound == "connect" else None,
         )
 
     def enter(self, match: Match, verdict: Verdict, why: str, option: str) -> Iterator[Rule]:
@@ -107,7 +109,9 @@ class _Builder:
             yield Chain(Table.RAW, "ZONE", out.zone_rules(self.config))
             entry = tuple(self.enter(Match(proto=Proto.UDP), Jump("ZONE"), "conntrack zones", "--dns"))
             yield Chain(Table.RAW, "OUTPUT", entry, Hook.OUTPUT)
-        if self.config.conntrack_timeouts and (self.config.outbound != "off" or self.dns):
+        # What is decided at connect() is decided by no conntrack entry.
+        translates = self.config.outbound in ("redirect", "tproxy")
+        if self.config.conntrack_timeouts and (translates or self.dns):
             yield from out.timeout_chains(self.config, "SHORT")
             entry = tuple(self.enter(Match(proto=Proto.TCP), Jump("SHORT"), "conntrack timeouts", "--outbound"))
             yield Chain(Table.TIMEOUT, "OUTPUT", entry, Hook.OUTPUT)

@@ -39,7 +39,7 @@ class Arrival:
     proto: Proto
     family: Family
     port: int
-    mechanism: Literal["redirect", "tproxy"]
+    mechanism: Literal["redirect", "tproxy", "connect"]
 
 
 @dataclass(frozen=True, slots=True)
