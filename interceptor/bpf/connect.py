@@ -42,10 +42,15 @@ def netns_cookie() -> int:
     Raises BpfError before Linux 5.14.
     """
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-        try:
-            return int(struct.unpack("=Q", any_socket.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8))[0])
-        except OSError as error:
-            raise BpfError(f"SO_NETNS_COOKIE: {error.strerror}; --outbound connect needs Linux 5.14") from error
+        return netns_cookie_of(any_socket)
+
+
+def netns_cookie_of(sock: socket.socket) -> int:
+    """The number of the network namespace that `sock` is in. Raises BpfError before Linux 5.14."""
+    try:
+        return int(struct.unpack("=Q", sock.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8))[0])
+    except OSError as error:
+        raise BpfError(f"SO_NETNS_COOKIE: {error.strerror}; --outbound connect needs Linux 5.14") from error
 
 
 def root() -> str:
@@ -59,10 +64,10 @@ def directory(cookie: int) -> str:
 
 
 class Originals:
-    """The original destinations of the calling thread's network namespace. Raises BpfError when nothing captures there."""
+    """The original destinations of a network namespace, by its cookie. Raises BpfError when nothing captures there."""
 
-    def __init__(self) -> None:
-        path = os.path.join(directory(netns_cookie()), ORIGINALS)
+    def __init__(self, cookie: int) -> None:
+        path = os.path.join(directory(cookie), ORIGINALS)
         if not os.path.exists(path):
             raise BpfError(f"{path} is not there: run `interceptor init --outbound connect` here before the proxy")
         self._map: Map = links.open_pinned_map(path)

@@ -138,6 +138,9 @@ class _Builder:
             if self.config.virtual_interfaces:
                 yield from out.virtual_chains(self.config, capturing, "VIRTUAL")
         elif redirects_in:
+            yield Chain(Table.NAT, "PROXY", out.self_call_rules("INBOUND"))
+        if redirects_in and not redirects_out:
+            # Entries for DNS alone, if any, do not lead here what else the proxy sends to its own pod.
             for match, option in out.identities(self.config):
                 local += self.enter(
                     replace(match, proto=Proto.TCP, syn=True, out_interface="lo"),
@@ -145,7 +148,6 @@ class _Builder:
                     "the proxy's own",
                     option,
                 )
-            yield Chain(Table.NAT, "PROXY", out.self_call_rules("INBOUND"))
         for match, option in entries:
             local += self.enter(match, Jump("OUTBOUND"), "outbound", option)
             for interface in self.config.virtual_interfaces:
