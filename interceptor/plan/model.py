@@ -252,6 +252,11 @@ class Plan:
     connect: ConnectCapture | None = None
 
     @property
+    def all_chains(self) -> tuple[Chain, ...]:
+        """Those that become rules, and those of what is decided at connect()."""
+        return self.chains + (self.connect.chains if self.connect is not None else ())
+
+    @property
     def timeout_policies(self) -> tuple[TimeoutPolicy, ...]:
         """The conntrack timeout policies that some rule names."""
         named = {

@@ -101,7 +101,7 @@ class _Walk:
 
     def hook(self, hook: Hook, tables: tuple[Table, ...]) -> None:
         for table in tables:
-            for chain in self.chains():
+            for chain in self.plan.all_chains:
                 if self.outcome is None and chain.hook is hook and chain.table is table:
                     self.run(chain)
 
@@ -141,10 +141,7 @@ class _Walk:
         return False
 
     def find(self, table: Table, name: str) -> Chain:
-        return next(chain for chain in self.chains() if (chain.table, chain.name) == (table, name))
-
-    def chains(self) -> tuple[Chain, ...]:
-        return self.plan.chains + (self.plan.connect.chains if self.plan.connect is not None else ())
+        return next(chain for chain in self.plan.all_chains if (chain.table, chain.name) == (table, name))
 
 
 def walk(plan: Plan, packet: Packet) -> Outcome:

@@ -98,13 +98,14 @@ class _Compiler:
         position = 0
         for chain in laid_out:
             starts[chain.name] = position
-            position += sum(len(_owners(rule.match)) for rule in chain.rules) + 1
+            position += sum(len(_owners(rule.match)) for rule in chain.rules) + (not _decides_all(chain))
         for chain in laid_out:
             for rule in chain.rules:
                 for owner in _owners(rule.match):
                     self._add(rule, owner, starts)
-            self.lines.append(Line((), Does.DIRECT))
-            self.whys.append("nothing above captures it")
+            if not _decides_all(chain):
+                self.lines.append(Line((), Does.DIRECT))
+                self.whys.append("nothing above captures it")
 
     def _add(self, rule: Rule, owner: Match, starts: Mapping[str, int]) -> None:
         does, argument = self._verdict(rule, starts)
@@ -146,11 +147,14 @@ class _Compiler:
         return FIRST_LIST + self.lists.setdefault(members, len(self.lists))
 
 
+def _decides_all(chain: Chain) -> bool:
+    """Whether nothing comes to the end of a chain."""
+    return bool(chain.rules) and chain.rules[-1].match in (Match(), Match(proto=Proto.TCP))
+
+
 def _only(chain: Chain) -> Rule | None:
     """The one rule of a chain that decides about everything that comes to it; None when it asks more."""
-    if len(chain.rules) != 1 or chain.rules[0].match not in (Match(), Match(proto=Proto.TCP)):
-        return None
-    return chain.rules[0]
+    return chain.rules[0] if len(chain.rules) == 1 and _decides_all(chain) else None
 
 
 def _owners(match: Match) -> tuple[Match, ...]:
@@ -168,6 +172,15 @@ def collapsed(networks: Iterable[Network]) -> tuple[Network, ...]:
         for family in Family
         for network in ipaddress.collapse_addresses(item for item in members if Family.of(item) is family)  # type: ignore[type-var]
     )
+
+
+def document(capture: ConnectCapture) -> str:
+    """The whole of `capture` for people: whose connections, and each line with its reason."""
+    policy, whys = compile_policy(capture)
+    whose = {None: "processes of a cgroup that is not given yet", "/": "all processes of this network namespace"}
+    title = whose.get(capture.cgroup, f"processes of cgroup {capture.cgroup} in this network namespace")
+    lines = (f"  {text}    ({why})" for text, why in zip(texts(policy), whys, strict=True))
+    return "\n".join((f"TCP connections of {title}, when they are made; the first line that holds decides:", *lines, ""))
 
 
 def texts(policy: Policy) -> tuple[str, ...]:

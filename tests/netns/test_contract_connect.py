@@ -45,8 +45,6 @@ from tests.rig.capturing import Capture, options
 from tests.rig.connecting import own_bpffs, own_cgroup
 from tests.rig.world import World
 
-__all__ = [name for name in globals() if name.startswith("test_")]
-
 MECHANISMS = [
     pytest.param({}, id="redirect-in"),
     pytest.param({"inbound": "tproxy"}, id="tproxy-in"),
