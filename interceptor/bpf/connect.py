@@ -5,7 +5,6 @@ The layout is that of src/connect.bpf.c. Knows no policy; what writes one is bac
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import socket
 import struct
@@ -18,21 +17,23 @@ from interceptor.bpf.syscall import BpfError
 
 BPFFS = "/sys/fs/bpf"  # where systemd mounts it, and everybody looks
 ORIGINALS = "originals"
+V4_MAPPED = "::ffff:"  # RFC 4291 2.5.5.2
 SO_NETNS_COOKIE = 71  # asm-generic/socket.h, Linux 5.14
 SEEN = struct.Struct("=16s4sI2s2s")  # struct seen: client, to, family, client's port, proxy's port
 ORIGINAL = struct.Struct("=16s16s2s2sIII")  # struct original: address, proxy's, port, proxy's, family, scope, uid
 
-IpAddress: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
-Endpoint: TypeAlias = tuple[IpAddress, int]
+# As the socket module has addresses: (host, port) or (host, port, flow, scope).
+SockAddr: TypeAlias = tuple[str, int] | tuple[str, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Original:
-    """Where a connection was going; `scope` is the interface that its socket was bound to, 0 for none."""
+    """Where a connection was going, as the socket module has it, and the user who made it.
 
-    ip: IpAddress
-    port: int
-    scope: int
+    The scope of an IPv6 address is the interface that the socket was bound to, 0 for none.
+    """
+
+    address: SockAddr
     uid: int
 
 
@@ -72,27 +73,29 @@ class Originals:
             raise BpfError(f"{path} is not there: run `interceptor init --outbound connect` here before the proxy")
         self._map: Map = links.open_pinned_map(path)
 
-    def take(self, client: Endpoint, proxy: Endpoint) -> Original | None:
-        """Where the connection from `client` to `proxy` was going, once; None when it was not captured. Raises OSError.
-
-        Both as the accepted socket has them, with v4-mapped addresses as IPv4.
-        """
-        key = _seen(client, proxy)
-        found = self._map.lookup(key)
+    def find(self, client: SockAddr, proxy: SockAddr) -> Original | None:
+        """Where the connection from `client` to `proxy` was going; None when it was not captured. Raises OSError."""
+        found = self._map.lookup(_seen(client, proxy))
         if found is None:
             return None
-        self._map.delete(key)
         packed, _, port, _, family, scope, uid = ORIGINAL.unpack(found)
-        ip = ipaddress.IPv4Address(packed[:4]) if family == socket.AF_INET else ipaddress.IPv6Address(packed)
-        return Original(ip, int.from_bytes(port, "big"), scope, uid)
+        number = int.from_bytes(port, "big")
+        if family == socket.AF_INET:
+            return Original((socket.inet_ntoa(packed[:4]), number), uid)
+        return Original((socket.inet_ntop(socket.AF_INET6, packed), number, 0, scope), uid)
+
+    def forget(self, client: SockAddr, proxy: SockAddr) -> None:
+        """The connection was taken: nobody asks again. Raises OSError."""
+        self._map.delete(_seen(client, proxy))
 
     def close(self) -> None:
         """Let the map go."""
         self._map.close()
 
 
-def _seen(client: Endpoint, proxy: Endpoint) -> bytes:
-    is_v4 = client[0].version == 4
+def _seen(client: SockAddr, proxy: SockAddr) -> bytes:
     ports = (client[1].to_bytes(2, "big"), proxy[1].to_bytes(2, "big"))
-    to = proxy[0].packed if is_v4 else b""
-    return SEEN.pack(client[0].packed, to, socket.AF_INET if is_v4 else socket.AF_INET6, *ports)
+    host, to = client[0].removeprefix(V4_MAPPED), proxy[0].removeprefix(V4_MAPPED)
+    if ":" in host:
+        return SEEN.pack(socket.inet_pton(socket.AF_INET6, host.partition("%")[0]), b"", socket.AF_INET6, *ports)
+    return SEEN.pack(socket.inet_aton(host), socket.inet_aton(to), socket.AF_INET, *ports)

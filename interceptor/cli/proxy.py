@@ -46,7 +46,7 @@ def command(resolved: Resolved, netns: str | None, as_json: bool, user: str | No
     names = ", ".join(str(listener) for listener in settings.listeners)
     proxy.run(lambda: print(f"interceptor: listening: {names}", file=sys.stderr, flush=True))
     log.close()
-    shown = {**dataclasses.asdict(proxy.counters), "flow_records_lost": log.lost}
+    shown = {**proxy.counters.as_json(), "flow_records_lost": log.lost}
     print(json.dumps(shown) if as_json else f"interceptor: {shown}", file=sys.stderr)
     return 0
 

@@ -199,7 +199,10 @@ class Connection:
             if self._listener.direction == "inbound":
                 self._owner = view.netlink.listener_owner(socket.IPPROTO_TCP, self._original_dst)
             else:
-                self._owner = view.netlink.owner(socket.IPPROTO_TCP, self._client_address, self._original_dst)
+                # The client's own view: only NAT lets it believe that it talks to the original destination.
+                rewritten = self._listener.mode == "connect"
+                remote = address(self._client.getsockname()) if rewritten else self._original_dst
+                self._owner = view.netlink.owner(socket.IPPROTO_TCP, self._client_address, remote)
         except OSError:
             return  # stays unknown, and says so
         if self._owner is not None:

@@ -9,6 +9,7 @@ import errno
 import socket
 from collections.abc import Callable
 
+from interceptor.bpf.connect import Originals
 from interceptor.proxy.settings import Mode
 from interceptor.sockets import Address, IpAddress, address, original_dst_v4, original_dst_v6
 
@@ -28,6 +29,12 @@ class NoConntrackEntry(NoOriginalDst):
     reason = "no_conntrack_entry"
 
 
+class NotRewritten(NoOriginalDst):
+    """A connection at a `connect` listener that was given no other address when it was made: dialled directly."""
+
+    reason = "no_map_entry"
+
+
 class DirectDial(NoOriginalDst):
     """The destination is one of our own ports on one of our own addresses: dialling it would loop."""
 
@@ -38,13 +45,15 @@ class DirectDial(NoOriginalDst):
         super().__init__(f"{destination} is the proxy itself")
 
 
-def original_dst(sock: socket.socket, mode: Mode) -> Address:
-    """The original destination of the accepted connection `sock`.
+def original_dst(sock: socket.socket, mode: Mode, originals: Originals | None = None) -> Address:
+    """The original destination of the accepted connection `sock`; for the mode `connect`, as `originals` know it.
 
-    Raises NoConntrackEntry, or OSError for what else the kernel answers.
+    Raises NoConntrackEntry, NotRewritten, or OSError for what else the kernel answers.
     """
     if mode == "tproxy":
         return address(sock.getsockname())
+    if originals is not None:
+        return _rewritten(sock, originals)
     # A dual-stack listener's v4-mapped peer is an IPv4 connection to conntrack, whatever the socket's family.
     is_v4 = sock.family == socket.AF_INET or address(sock.getsockname()).ip.version == 4
     try:
@@ -53,6 +62,17 @@ def original_dst(sock: socket.socket, mode: Mode) -> Address:
         if error.errno in NO_ENTRY_ERRNOS:
             raise NoConntrackEntry(f"{errno.errorcode[error.errno]}: not redirected here, or conntrack is off") from error
         raise
+
+
+def _rewritten(sock: socket.socket, originals: Originals) -> Address:
+    client, local = sock.getpeername(), sock.getsockname()
+    found = originals.find(client, local)
+    if found is None:
+        raise NotRewritten("not rewritten when it was connected, or long ago")
+    # A client that is gone may have been followed by another from the same port: only while it lives is the entry its own.
+    sock.getpeername()
+    originals.forget(client, local)
+    return address(found.address)
 
 
 def refuse_loop(destination: Address, own_ports: frozenset[int], is_local: Callable[[IpAddress], bool]) -> None:

@@ -124,7 +124,7 @@ class Proxy:
         self.counters.accepted += 1
         destination: Address | None = None
         try:
-            destination = original_dst(sock, bound.listener.mode)
+            destination = original_dst(sock, bound.listener.mode, bound.originals)
             refuse_loop(destination, self._own_ports, bound.view.netlink.is_local)
         except NoOriginalDst as error:
             self._refuse(bound, sock, client, destination, error.reason, str(error))

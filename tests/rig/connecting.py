@@ -12,8 +12,7 @@ from pathlib import Path
 
 from interceptor.backends import cgroups
 from interceptor.bpf import connect, links
-from interceptor.sockets import address
-from tests.rig.sockets import join
+from tests.rig.sockets import name_of
 
 
 @contextmanager
@@ -50,12 +49,14 @@ def own_bpffs() -> Iterator[str]:
 
 def original_of(connection: socket.socket) -> str | None:
     """Where a connection was going before it was rewritten; None when it was not."""
-    local, client = address(connection.getsockname()), address(connection.getpeername())
-    if not local.ip.is_loopback or not os.path.isdir(connect.directory(connect.netns_cookie_of(connection))):
+    cookie = connect.netns_cookie_of(connection)
+    if not os.path.isdir(connect.directory(cookie)):
         return None
-    originals = connect.Originals(connect.netns_cookie_of(connection))
+    client, local = connection.getpeername(), connection.getsockname()
+    originals = connect.Originals(cookie)
     try:
-        found = originals.take((client.ip, client.port), (local.ip, local.port))
+        found = originals.find(client, local)
+        originals.forget(client, local)
     finally:
         originals.close()
-    return join(str(found.ip), found.port) if found else None
+    return name_of(found.address) if found else None
