@@ -89,6 +89,8 @@ def switch_off() -> bool:
     try:
         pins = Pins(connect.netns_cookie())
         if not pins.exist:
+            with suppress(OSError):  # others' are in it
+                os.rmdir(connect.root())
             return False
         pins.remove()
     except (BpfError, OSError) as error:

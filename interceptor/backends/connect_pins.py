@@ -101,7 +101,7 @@ class Pins:
             keep = self._find(name, cgroup_id)
             for path in (self._path(name), self._path(name) + NEXT):
                 if path != keep:
-                    links.unpin(path)
+                    _detach(path)
             if keep == self._path(name) + NEXT:
                 os.rename(keep, self._path(name))
 
@@ -148,8 +148,9 @@ class Pins:
             active_delete(active)
             active.close()
         # Programs before maps: what is left by a kill half-way is still found by its directory.
-        known = [name + end for name in PROGRAMS for end in ("", NEXT)]
-        for name in [*known, *os.listdir(self.directory)]:
+        for name in [name + end for name in PROGRAMS for end in ("", NEXT)]:
+            _detach(self._path(name))
+        for name in os.listdir(self.directory):
             links.unpin(self._path(name))
         os.rmdir(self.directory)
         with suppress(OSError):
@@ -208,6 +209,17 @@ def current_version() -> str:
 def _bundled() -> tuple[elf.BpfObject, str]:
     content = resources.files("interceptor.bpf").joinpath("objects", "connect.bpf.o").read_bytes()
     return elf.read_object(content), hashlib.sha256(content).hexdigest()
+
+
+def _detach(path: str) -> None:
+    if not os.path.exists(path):
+        return
+    link = links.open_pinned_link(path)
+    try:
+        link.detach()
+    finally:
+        link.close()
+    links.unpin(path)
 
 
 def _cgroup_id(path: str) -> int:
