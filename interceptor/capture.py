@@ -5,18 +5,26 @@ All that the CLI and the CNI plugin call. Knows no rule and no text of one.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from interceptor import facts, netns
-from interceptor.backends import connect, detect, surroundings
-from interceptor.backends.base import Backend, Difference, compare
+from interceptor.backends import detect, surroundings
+from interceptor.backends.base import Backend, Difference, Observed, compare
+from interceptor.bpf import places
 from interceptor.config import Config, warnings
 from interceptor.errors import BackendError, InterceptorError, NetnsError
 from interceptor.plan.build import build_plan
 from interceptor.plan.model import HostFacts, Plan
 from interceptor.values import join
+
+if TYPE_CHECKING:
+    from interceptor.backends.connect import Switched
+
+CONNECT, NO_RULES = "connect", "no rule is needed"  # in place of a backend's name, and why
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,23 +81,28 @@ def enable(config: Config, *, netns: str | None = None, allow_host: bool = False
         found = facts.look(netns)
         plan = build_plan(config, found)
         missing = detect.missing_parts(config.backend)
-        choice = detect.choose(config.backend, missing, needs_nft=config.proxy_cgroup is not None)
+        choice = _choose(config, plan, missing)
         _refuse_out_of_reach(missing)
         surroundings_changed = surroundings.prepare(plan)
         switched = _switch_on(plan, surroundings_changed)
         try:
-            changed = _backend(choice.name).apply(plan)
+            changed = choice is not None and _backend(choice.name).apply(plan)
         except InterceptorError:
-            switched.undo()
+            if switched is not None:
+                switched.undo()
             surroundings_changed.undo()
             raise
         # After the new rules stand: at no moment is nothing captured.
-        switched.finish()
-        switched_off = plan.connect is None and connect.switch_off()
-        removed = tuple(_remove_others(choice.name, missing))
+        if switched is not None:
+            switched.finish()
+            changed = changed or switched.changed
+        elif _switch_off():
+            changed = True
+        removed = tuple(_remove_others(choice.name if choice else None, missing))
         tidied = surroundings.tidy(plan)
-        changed = changed or switched.changed or switched_off or bool(surroundings_changed) or bool(removed) or tidied
-        return Report(changed, choice.name, choice.reason, removed, tuple(_warnings(config, found)), plan)
+        changed = changed or bool(surroundings_changed) or bool(removed) or tidied
+        name, reason = (choice.name, choice.reason) if choice else (CONNECT, NO_RULES)
+        return Report(changed, name, reason, removed, tuple(_warnings(config, found)), plan)
 
 
 def disable(*, netns: str | None = None, allow_host: bool = False) -> Removed:
@@ -97,8 +110,7 @@ def disable(*, netns: str | None = None, allow_host: bool = False) -> Removed:
     with _to_change(netns, allow_host):
         missing = detect.missing_parts()
         _refuse_out_of_reach(missing)
-        switched_off = connect.switch_off()
-        removed = (*(("connect",) if switched_off else ()), *_remove_others(None, missing))
+        removed = (*((CONNECT,) if _switch_off() else ()), *_remove_others(None, missing))
         # Rules first: they may still mark packets for the routes.
         return Removed(surroundings.tidy(None) or bool(removed), removed)
 
@@ -108,16 +120,15 @@ def check(config: Config, *, netns: str | None = None) -> Checked:
     with _entered(netns):
         plan = build_plan(config, facts.look(netns))
         missing = detect.missing_parts(config.backend)
-        choice = detect.choose(config.backend, missing, needs_nft=config.proxy_cgroup is not None)
-        name, reason = choice.name, choice.reason
+        choice = _choose(config, plan, missing)
         holding = list(_holding(missing))
-        if config.backend == "auto" and holding and not any(_same_tables(other, name) for other in holding):
-            name, reason = holding[0], "it holds rules of ours"
-        backend = _backend(name)
-        observed = backend.observe()
+        if choice and config.backend == "auto" and holding and not any(_same_tables(other, choice.name) for other in holding):
+            choice = detect.Choice(holding[0], "it holds rules of ours")
+        name = choice.name if choice else None
+        observed = _backend(name).observe() if name else Observed({})
         differences = [
-            *compare(backend.expected(plan), observed),
-            *connect.differences(plan.connect),
+            *(compare(_backend(name).expected(plan), observed) if name else ()),
+            *_connect_differences(plan),
             *surroundings.differences(plan),
             *(
                 Difference("extra", other, "rules of ours in a second backend")
@@ -126,18 +137,52 @@ def check(config: Config, *, netns: str | None = None) -> Checked:
             ),
             *(Difference("extra", other, "rules of ours in a second backend") for other in detect.out_of_reach(missing)),
         ]
-        return Checked(name, reason, tuple(differences), nothing_there=not observed.chains and not connect.is_there())
+        shown = (choice.name, choice.reason) if choice else (CONNECT, NO_RULES)
+        return Checked(*shown, tuple(differences), nothing_there=not observed.chains and not _connects())
 
 
-def _switch_on(plan: Plan, prepared: surroundings.Prepared) -> connect.Switched:
+def _choose(config: Config, plan: Plan, missing: dict[detect.BackendName, str]) -> detect.Choice | None:
+    """What writes the rules; None when all capture is at connect(), and no program that writes rules need be there."""
+    if plan.connect is not None and not plan.chains:
+        return None
+    return detect.choose(config.backend, missing, needs_nft=config.proxy_cgroup is not None)
+
+
+def _switch_on(plan: Plan, prepared: surroundings.Prepared) -> Switched | None:
     """Before the rules: what both capture is captured once, since a rewritten connection stays on loopback."""
     if plan.connect is None:
-        return connect.NOT_SWITCHED
+        return None
+    from interceptor.backends import connect  # 20 ms, and for few
+
     try:
         return connect.switch_on(plan.connect)
     except InterceptorError:
         prepared.undo()
         raise
+
+
+def _switch_off() -> bool:
+    if not os.path.isdir(places.root()):
+        return False
+    from interceptor.backends import connect
+
+    return connect.switch_off()
+
+
+def _connect_differences(plan: Plan) -> Iterator[Difference]:
+    if plan.connect is not None or os.path.isdir(places.root()):
+        from interceptor.backends import connect
+
+        yield from connect.differences(plan.connect)
+
+
+def _connects() -> bool:
+    """Whether something is captured at connect()."""
+    if not os.path.isdir(places.root()):
+        return False
+    from interceptor.backends import connect
+
+    return connect.is_there()
 
 
 def _entered(namespace: str | None) -> AbstractContextManager[None]:

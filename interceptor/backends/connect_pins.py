@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib import resources
 
-from interceptor.bpf import connect, elf, links, special
+from interceptor.bpf import elf, links, places, special
 from interceptor.bpf.maps import ARRAY, Map, MapDefinition, create_map
 from interceptor.bpf.programs import load
 from interceptor.bpf.syscall import object_info
@@ -43,7 +43,7 @@ class Pins:
 
     def __init__(self, cookie: int) -> None:
         self.cookie = cookie
-        self.directory = connect.directory(cookie)
+        self.directory = places.directory(cookie)
 
     @property
     def exist(self) -> bool:
@@ -52,9 +52,9 @@ class Pins:
 
     def maps(self) -> dict[str, Map]:
         """All outer maps, made and pinned where they are missing."""
-        if not links.is_bpffs(connect.BPFFS):
-            raise Unsupported(f"--outbound connect: {connect.BPFFS} is no bpffs; mount -t bpf bpf {connect.BPFFS}")
-        for each in (connect.root(), self.directory):
+        if not links.is_bpffs(places.BPFFS):
+            raise Unsupported(f"--outbound connect: {places.BPFFS} is no bpffs; mount -t bpf bpf {places.BPFFS}")
+        for each in (places.root(), self.directory):
             with suppress(FileExistsError):
                 os.mkdir(each, 0o700)
         return {definition.name: self._map(definition) for definition in _bundled()[0].maps.values()}
@@ -154,7 +154,7 @@ class Pins:
             links.unpin(self._path(name))
         os.rmdir(self.directory)
         with suppress(OSError):
-            os.rmdir(connect.root())
+            os.rmdir(places.root())
 
     def _path(self, name: str) -> str:
         return os.path.join(self.directory, name)
@@ -190,7 +190,7 @@ def active_delete(active: Map) -> None:
 def abandoned() -> Iterator[Pins]:
     """Pins whose cgroup is gone, and the namespace's processes with it."""
     try:
-        names = os.listdir(connect.root())
+        names = os.listdir(places.root())
     except OSError:
         return
     for name in names:

@@ -11,11 +11,10 @@ import struct
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from interceptor.bpf import links
+from interceptor.bpf import links, places
 from interceptor.bpf.maps import Map
 from interceptor.bpf.syscall import BpfError
 
-BPFFS = "/sys/fs/bpf"  # where systemd mounts it, and everybody looks
 ORIGINALS = "originals"
 V4_MAPPED = "::ffff:"  # RFC 4291 2.5.5.2
 SO_NETNS_COOKIE = 71  # asm-generic/socket.h, Linux 5.14
@@ -54,21 +53,11 @@ def netns_cookie_of(sock: socket.socket) -> int:
         raise BpfError(f"SO_NETNS_COOKIE: {error.strerror}; --outbound connect needs Linux 5.14") from error
 
 
-def root() -> str:
-    """The directory that holds ours of every namespace."""
-    return os.path.join(BPFFS, "interceptor")
-
-
-def directory(cookie: int) -> str:
-    """Where the maps and links of a namespace are pinned."""
-    return os.path.join(root(), str(cookie))
-
-
 class Originals:
     """The original destinations of a network namespace, by its cookie. Raises BpfError when nothing captures there."""
 
     def __init__(self, cookie: int) -> None:
-        path = os.path.join(directory(cookie), ORIGINALS)
+        path = os.path.join(places.directory(cookie), ORIGINALS)
         if not os.path.exists(path):
             raise BpfError(f"{path} is not there: run `interceptor init --outbound connect` here before the proxy")
         self._map: Map = links.open_pinned_map(path)

@@ -16,7 +16,7 @@ from interceptor import capture
 from interceptor.backends import connect as backend
 from interceptor.backends import process
 from interceptor.backends.connect_pins import Held, Pins
-from interceptor.bpf import connect
+from interceptor.bpf import connect, places
 from interceptor.bpf.syscall import object_info
 from interceptor.errors import BackendError, ConfigError, InterceptorError
 from interceptor.netns import entered
@@ -226,8 +226,8 @@ def test_pins_of_a_cgroup_that_is_gone_are_swept_away(place: Place) -> None:
         os.rmdir(gone)
         wait_until(lambda: not any(pins.cgroup_ids().values()), "the kernel lets go of the cgroup")
         with capturing(place.w.pod, **place.texts()):
-            assert os.listdir(connect.root()) == [str(place.pins().cookie)]
-    assert not os.path.isdir(connect.root())
+            assert os.listdir(places.root()) == [str(place.pins().cookie)]
+    assert not os.path.isdir(places.root())
 
 
 # --- kill -9 at every change --------------------------------------------------------------------------------------------
@@ -275,7 +275,7 @@ def test_killed_while_it_enables_the_first_time(place: Place) -> None:
         assert len(answers) == 1, f"step {step}: one family alone is captured"
         capture.disable(netns=place.w.pod.name)
         assert snapshot(place.w.pod) == before
-        assert (place.programs(), os.path.exists(connect.root())) == (0, False)
+        assert (place.programs(), os.path.exists(places.root())) == (0, False)
 
 
 def test_killed_while_it_disables(place: Place) -> None:

@@ -11,12 +11,6 @@ import pytest
 
 from interceptor import capture
 from interceptor.plan.model import Plan
-from tests.netns.test_contract_bypass import (
-    TRIES,
-    reuse_ports,
-    test_another_users_reset_connection_is_no_way_around,
-    test_the_proxy_is_not_captured_by_an_applications_connection,
-)
 from tests.netns.test_contract_identity import (
     test_app_to_a_service_that_is_itself,
     test_app_to_its_own_pod_address_is_direct,
@@ -44,9 +38,8 @@ from tests.netns.test_contract_rules import (
     test_uid_rule_names_protocol_ports_and_uids,
 )
 from tests.rig.capturing import Capture, options
-from tests.rig.client import PROXY_UID, Answer
 from tests.rig.connecting import own_bpffs, own_cgroup
-from tests.rig.world import RESETTING, Net, World
+from tests.rig.world import World
 
 MECHANISMS = [
     pytest.param({}, id="redirect-in"),
@@ -90,8 +83,3 @@ def _captured(w: World, backend: str, cgroup: str) -> Iterator[Capture]:
         yield ensure
     finally:
         capture.disable(netns=w.pod.name)
-
-
-def test_the_proxys_reset_connection_is_no_way_around(w: World, net: Net, enabled: Capture) -> None:
-    enabled()
-    assert reuse_ports(w, net, PROXY_UID) == [Answer("outbound", net.at("server", RESETTING))] * TRIES

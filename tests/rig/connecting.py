@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from interceptor.backends import cgroups
-from interceptor.bpf import connect, links
+from interceptor.bpf import connect, links, places
 from interceptor.bpf.programs import SECTIONS
 from interceptor.bpf.syscall import BpfError, Buffer, checked, raw_bpf
 from tests.rig.crashing import BPFFS
@@ -42,14 +42,14 @@ def own_cgroup(*parts: str) -> Iterator[str]:
 @contextmanager
 def own_bpffs() -> Iterator[str]:
     """A bpffs that this process alone uses, in place of the machine's: the directory."""
-    before = connect.BPFFS
+    before = places.BPFFS
     with tempfile.TemporaryDirectory(prefix="itc-t-bpf-") as directory:
         links.mount_bpffs(directory)
-        connect.BPFFS = os.environ[BPFFS] = directory
+        places.BPFFS = os.environ[BPFFS] = directory
         try:
             yield directory
         finally:
-            connect.BPFFS = before
+            places.BPFFS = before
             del os.environ[BPFFS]
             subprocess.run(["umount", directory], check=True)
 
@@ -79,7 +79,7 @@ def original_of(connection: socket.socket) -> str | None:
     """Where a connection was going before it was rewritten; None when it was not."""
     cookie = connect.netns_cookie_of(connection)
     with suppress(OSError, BpfError):
-        inode = os.stat(os.path.join(connect.directory(cookie), connect.ORIGINALS)).st_ino
+        inode = os.stat(os.path.join(places.directory(cookie), connect.ORIGINALS)).st_ino
         if (cookie, inode) not in _opened:
             _opened[cookie, inode] = connect.Originals(cookie)
     client, local = connection.getpeername(), connection.getsockname()

@@ -15,7 +15,7 @@ from typing import Any
 
 from interceptor import capture
 from interceptor.backends import netlink, process, routes
-from interceptor.bpf import connect, links, maps
+from interceptor.bpf import links, maps, places
 from tests.rig.capturing import options
 
 COMMIT = "COMMIT\n"
@@ -41,7 +41,7 @@ def main(pod: str, step: int, verb: str, texts: dict[str, str]) -> int:
     for module, name in ((netlink, "transaction"), (routes, "_change_rule"), (routes, "_change_route")):
         setattr(module, name, _after(getattr(module, name), changed, lambda *_: True))
     _die_in_bpf(changed)
-    connect.BPFFS = os.environ.get(BPFFS, connect.BPFFS)
+    places.BPFFS = os.environ.get(BPFFS, places.BPFFS)
     if verb == "enable":
         capture.enable(options(**texts), netns=pod)
     else:
