@@ -4,7 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: bpf docs check test unit netns torture golden lock bench demo clean
+CNI := build/cni/interceptor-cni
+
+.PHONY: bpf cni docs check test unit netns torture golden lock bench demo clean
 
 $(STAMP): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
@@ -23,8 +25,8 @@ check: $(STAMP)
 unit: $(STAMP)
 	$(BIN)/pytest -q tests/unit tests/property
 
-test: check
-	$(BIN)/pytest -q -n 4 --dist loadscope -m 'not torture' tests/netns tests/proxy tests/e2e
+test: check $(CNI)
+	$(BIN)/pytest -q -n 4 --dist loadscope -m 'not torture' tests/netns tests/proxy tests/cni tests/e2e
 
 netns: $(STAMP)
 	$(BIN)/pytest -q -n 4 --dist loadscope -m 'not torture' tests/netns
@@ -41,6 +43,12 @@ bpf: $(STAMP)
 # The diff is reviewed like code.
 docs: $(STAMP)
 	$(BIN)/python -m tests.write_docs
+
+# One static file for hosts that have no Python: Debian's libpython with the byte code appended.
+cni: $(CNI)
+
+$(CNI): $(wildcard cni/*.py cni/static/* interceptor/*.py interceptor/*/*.py)
+	/usr/bin/python3.11 cni/static/build.py $@
 
 golden: $(STAMP)
 	$(BIN)/python -m tests.golden.write

@@ -5,26 +5,18 @@ All that the CLI and the CNI plugin call. Knows no rule and no text of one.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
 
 from interceptor import facts, netns
-from interceptor.backends import detect, surroundings
-from interceptor.backends.base import Backend, Difference, Observed, compare
-from interceptor.bpf import places
+from interceptor.backends import at_connect, detect, surroundings
+from interceptor.backends.base import Backend, Difference, compare
 from interceptor.config import Config, warnings
-from interceptor.errors import BackendError, InterceptorError, NetnsError
+from interceptor.errors import InterceptorError, NetnsError
 from interceptor.plan.build import build_plan
 from interceptor.plan.model import HostFacts, Plan
-from interceptor.values import join
-
-if TYPE_CHECKING:
-    from interceptor.backends.connect import Switched
-
-CONNECT, NO_RULES = "connect", "no rule is needed"  # in place of a backend's name, and why
+from interceptor.values import join, parse_cidrs
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +45,7 @@ class Removed:
 
     changed: bool
     backends: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,124 +58,92 @@ class Checked:
     nothing_there: bool = False
 
 
-def prepare(config: Config, *, netns: str | None = None) -> Prepared:
-    """The plan for `config`, here or in a namespace. Reads only; needs no privilege without `netns`."""
+def prepare(config: Config, *, netns: str | None = None, resolvers: Sequence[str] | None = None) -> Prepared:
+    """The plan for `config`, here or in a namespace. Reads only; needs no privilege without `netns`.
+
+    `resolvers` are the name servers that the namespace's resolv.conf will name, where that is not written yet.
+    """
     with _entered(netns):
-        found = facts.look(netns)
+        found = _look(netns, resolvers)
         return Prepared(build_plan(config, found), found)
 
 
-def enable(config: Config, *, netns: str | None = None, allow_host: bool = False) -> Report:
-    """Capture as `config` says. Idempotent; read back before it returns.
+def usable(config: Config) -> str:
+    """The backend that enable() would use, judged by what is installed here. Raises ConfigError, BackendError."""
+    return detect.choose(config.backend, detect.missing_parts(config.backend), needs_nft=config.proxy_cgroup is not None).name
+
+
+def enable(
+    config: Config, *, netns: str | None = None, allow_host: bool = False, resolvers: Sequence[str] | None = None
+) -> Report:
+    """Capture as `config` says. Idempotent; read back before it returns. `resolvers` as for prepare().
 
     Raises NetnsError for the host's own namespace unless `allow_host`, Unsupported, BackendError; then nothing has changed.
     """
     with _to_change(netns, allow_host):
-        found = facts.look(netns)
+        found = _look(netns, resolvers)
         plan = build_plan(config, found)
         missing = detect.missing_parts(config.backend)
         choice = _choose(config, plan, missing)
-        _refuse_out_of_reach(missing)
         surroundings_changed = surroundings.prepare(plan)
-        switched = _switch_on(plan, surroundings_changed)
+        backend = _backend(choice.name)
+        switched = None
         try:
-            changed = choice is not None and _backend(choice.name).apply(plan)
+            switched = at_connect.switch_on(plan)
+            changed = backend.apply(plan)
         except InterceptorError:
             if switched is not None:
                 switched.undo()
             surroundings_changed.undo()
             raise
         # After the new rules stand: at no moment is nothing captured.
-        if switched is not None:
-            switched.finish()
-            changed = changed or switched.changed
-        elif _switch_off():
-            changed = True
-        removed = tuple(_remove_others(choice.name if choice else None, missing))
+        changed = at_connect.settle(plan, switched) or changed
+        removed, strays = _remove_others(choice.name, missing)
         tidied = surroundings.tidy(plan)
         changed = changed or bool(surroundings_changed) or bool(removed) or tidied
-        name, reason = (choice.name, choice.reason) if choice else (CONNECT, NO_RULES)
-        return Report(changed, name, reason, removed, tuple(_warnings(config, found)), plan)
+        said = (*_about_rules((*backend.strays, *strays), missing), *_warnings(config, found))
+        return Report(changed, choice.name, choice.reason, removed, said, plan)
 
 
 def disable(*, netns: str | None = None, allow_host: bool = False) -> Removed:
     """Take away all that is ours, whoever wrote it and with whatever configuration. Succeeds when there is nothing."""
     with _to_change(netns, allow_host):
         missing = detect.missing_parts()
-        _refuse_out_of_reach(missing)
-        removed = (*((CONNECT,) if _switch_off() else ()), *_remove_others(None, missing))
+        switched_off = at_connect.switch_off()
+        removed, strays = _remove_others(None, missing)
+        removed = (at_connect.NoRules.name, *removed) if switched_off else removed
         # Rules first: they may still mark packets for the routes.
-        return Removed(surroundings.tidy(None) or bool(removed), removed)
+        return Removed(surroundings.tidy(None) or bool(removed), removed, tuple(_about_rules(strays, missing)))
 
 
-def check(config: Config, *, netns: str | None = None) -> Checked:
-    """Compare the kernel with the plan for `config`. Changes nothing."""
+def check(config: Config, *, netns: str | None = None, resolvers: Sequence[str] | None = None) -> Checked:
+    """Compare the kernel with the plan for `config`. Changes nothing. `resolvers` as for prepare()."""
     with _entered(netns):
-        plan = build_plan(config, facts.look(netns))
+        plan = build_plan(config, _look(netns, resolvers))
         missing = detect.missing_parts(config.backend)
         choice = _choose(config, plan, missing)
-        holding = list(_holding(missing))
-        if choice and config.backend == "auto" and holding and not any(_same_tables(other, choice.name) for other in holding):
-            choice = detect.Choice(holding[0], "it holds rules of ours")
-        name = choice.name if choice else None
-        observed = _backend(name).observe() if name else Observed({})
-        differences = [
-            *(compare(_backend(name).expected(plan), observed) if name else ()),
-            *_connect_differences(plan),
+        name, reason = choice.name, choice.reason
+        backend = _backend(name)
+        observed = backend.observe()
+        others = [*_holding(missing, name), *detect.orphaned(missing)]
+        usable = [other for other in others if other not in missing]
+        if config.backend == "auto" and not observed.chains and usable:
+            name, reason = usable[0], "it holds rules of ours"
+            others.remove(name)
+            backend = _backend(name)
+            observed = backend.observe()
+        differences = (
+            *compare(backend.expected(plan), observed),
+            *at_connect.differences(plan),
             *surroundings.differences(plan),
-            *(
-                Difference("extra", other, "rules of ours in a second backend")
-                for other in holding
-                if not _same_tables(other, name)
-            ),
-            *(Difference("extra", other, "rules of ours in a second backend") for other in detect.out_of_reach(missing)),
-        ]
-        shown = (choice.name, choice.reason) if choice else (CONNECT, NO_RULES)
-        return Checked(*shown, tuple(differences), nothing_there=not observed.chains and not _connects())
+            *(Difference("extra", other, "rules of ours in a second backend") for other in others),
+        )
+        return Checked(name, reason, differences, nothing_there=not observed.chains and not at_connect.stands())
 
 
-def _choose(config: Config, plan: Plan, missing: dict[detect.BackendName, str]) -> detect.Choice | None:
-    """What writes the rules; None when all capture is at connect(), and no program that writes rules need be there."""
-    if plan.connect is not None and not plan.chains:
-        return None
-    return detect.choose(config.backend, missing, needs_nft=config.proxy_cgroup is not None)
-
-
-def _switch_on(plan: Plan, prepared: surroundings.Prepared) -> Switched | None:
-    """Before the rules: what both capture is captured once, since a rewritten connection stays on loopback."""
-    if plan.connect is None:
-        return None
-    from interceptor.backends import connect  # 20 ms, and for few
-
-    try:
-        return connect.switch_on(plan.connect)
-    except InterceptorError:
-        prepared.undo()
-        raise
-
-
-def _switch_off() -> bool:
-    if not os.path.isdir(places.root()):
-        return False
-    from interceptor.backends import connect
-
-    return connect.switch_off()
-
-
-def _connect_differences(plan: Plan) -> Iterator[Difference]:
-    if plan.connect is not None or os.path.isdir(places.root()):
-        from interceptor.backends import connect
-
-        yield from connect.differences(plan.connect)
-
-
-def _connects() -> bool:
-    """Whether something is captured at connect()."""
-    if not os.path.isdir(places.root()):
-        return False
-    from interceptor.backends import connect
-
-    return connect.is_there()
+def _look(namespace: str | None, resolvers: Sequence[str] | None) -> HostFacts:
+    found = replace(facts.look(namespace), earlier_routes=surroundings.standing_routes())
+    return found if resolvers is None else replace(found, resolvers=parse_cidrs(",".join(resolvers)) if resolvers else ())
 
 
 def _entered(namespace: str | None) -> AbstractContextManager[None]:
@@ -197,13 +158,6 @@ def _to_change(namespace: str | None, allow_host: bool) -> Iterator[None]:
             yield
 
 
-def _refuse_out_of_reach(missing: dict[detect.BackendName, str]) -> None:
-    for name in detect.out_of_reach(missing):
-        raise BackendError(
-            f"{name} holds rules of ours, which can be neither replaced nor removed here: {missing[name]}. Nothing was changed"
-        )
-
-
 def guard(allow_host: bool) -> None:
     """Raises NetnsError in the host's own network namespace, unless `allow_host`."""
     if not allow_host and netns.is_host():
@@ -213,8 +167,16 @@ def guard(allow_host: bool) -> None:
         )
 
 
+def _choose(config: Config, plan: Plan, missing: dict[detect.BackendName, str]) -> detect.Choice:
+    if plan.connect is not None and not plan.chains:
+        return detect.Choice("connect", "no rule is needed")
+    return detect.choose(config.backend, missing, needs_nft=config.proxy_cgroup is not None)
+
+
 def _backend(name: detect.BackendName) -> Backend:
-    # Each is imported only when chosen; libiptc's costs 350 ms, in a process of its own.
+    # Each is imported only when chosen; libiptc's costs 0.1 s a family, in processes of its own.
+    if name == "connect":
+        return at_connect.NoRules()
     if name == "nft":
         from interceptor.backends.nft import NftBackend
 
@@ -228,20 +190,43 @@ def _backend(name: detect.BackendName) -> Backend:
     return IptablesBackend("nft" if name == "iptables-nft" else "legacy")
 
 
-def _holding(missing: dict[detect.BackendName, str]) -> Iterator[detect.BackendName]:
-    """The usable backends in whose tables something of ours stands. libiptc's and iptables-legacy's tables are the same."""
+def _holding(missing: dict[detect.BackendName, str], keep: detect.BackendName | None) -> Iterator[detect.BackendName]:
+    """The usable backends, but `keep`, in whose tables something of ours stands."""
     for name in detect.NAMES:
-        if name in missing or (name == "libiptc" and "iptables-legacy" not in missing):
+        # libiptc's and iptables-legacy's tables are the same.
+        if name in missing or _same_tables(name, keep) or (name == "libiptc" and "iptables-legacy" not in missing):
             continue
         if detect.may_hold(name) and _backend(name).observe().chains:
             yield name
 
 
-def _remove_others(keep: detect.BackendName | None, missing: dict[detect.BackendName, str]) -> Iterator[str]:
-    for name in _holding(missing):
-        if not _same_tables(name, keep):
-            _backend(name).remove()
-            yield name
+def _remove_others(
+    keep: detect.BackendName | None, missing: dict[detect.BackendName, str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Remove what other backends than `keep` hold: their names, and the strays that went with them."""
+    names: list[str] = []
+    strays: list[str] = []
+    for name in (*_holding(missing, keep), *detect.orphaned(missing)):
+        if name == "iptables-nft" and name in missing:
+            from interceptor.backends import orphans  # hardly ever needed
+
+            strays += orphans.remove()
+        else:
+            backend = _backend(name)
+            backend.remove()
+            strays += backend.strays
+        names.append(name)
+    return tuple(names), tuple(strays)
+
+
+def _about_rules(strays: Iterable[str], missing: dict[detect.BackendName, str]) -> Iterator[str]:
+    for stray in strays:
+        yield f"removed a rule that was not ours but led into our chains: {stray}"
+    if detect.unreadable(missing):
+        yield (
+            "there are iptables-legacy tables here and no program to look into them: rules of ours that may be there stay. "
+            "Install iptables (iptables-legacy) or python-iptables, and run this again"
+        )
 
 
 def _same_tables(name: detect.BackendName, other: detect.BackendName | None) -> bool:

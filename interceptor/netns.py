@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -138,14 +137,16 @@ def _open_namespace(path: str) -> int:
 
 
 def _setns(descriptor: int, path: str) -> None:
-    if sys.version_info >= (3, 12):
-        try:
-            os.setns(descriptor, CLONE_NEWNET)
-        except OSError as error:
-            raise NetnsError(f"entering {path}: {error.strerror}; needs CAP_SYS_ADMIN") from error
-        return
-    import ctypes  # 1 ms; Python 3.11 has no os.setns
+    # In os since Python 3.12, and in the static plugin (cni/static/main.c), which cannot have ctypes.
+    setns = getattr(os, "setns", None) or _ctypes_setns
+    try:
+        setns(descriptor, CLONE_NEWNET)
+    except OSError as error:
+        raise NetnsError(f"entering {path}: {error.strerror}; needs CAP_SYS_ADMIN") from error
 
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.setns(descriptor, CLONE_NEWNET) != 0:
-        raise NetnsError(f"entering {path}: {os.strerror(ctypes.get_errno())}; needs CAP_SYS_ADMIN")
+
+def _ctypes_setns(descriptor: int, kind: int) -> None:
+    import ctypes  # 1 ms
+
+    if ctypes.CDLL(None, use_errno=True).setns(descriptor, kind) != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))

@@ -55,8 +55,9 @@ def resolve(
     annotations: Mapping[str, str] | None = None,
     flags: Mapping[str, Sequence[str]] | None = None,
     names: Names | None = None,
+    objects: Sequence[Layer] = (),
 ) -> Resolved:
-    """One Config from all sources; None for `environment` is this process's own.
+    """One Config from all sources; None for `environment` is this process's own, `objects` come after the files.
 
     Raises one ConfigError with all problems. Values that another source overrides are not judged, nor are contradictions
     between values before each of them is right by itself.
@@ -64,6 +65,7 @@ def resolve(
     layers = [
         # Precedence: default < file (later over earlier) < environment < annotation < flag.
         *(from_file(path) for path in files),
+        *objects,
         from_environment(os.environ if environment is None else environment),
         from_annotations(annotations or {}),
         from_flags(flags or {}),
@@ -149,7 +151,6 @@ class _Entry:
 
 def from_file(path: str) -> Layer:
     """From a YAML or JSON file; `-` is standard input. Keys are option names, with _ or -."""
-    layer = Layer()
     shown = "standard input" if path == "-" else path
     try:
         entries = _entries(_read(path), shown)
@@ -157,6 +158,17 @@ def from_file(path: str) -> Layer:
         return Layer(problems=[Problem("--config", path, error.strerror or str(error))])
     except (ValueError, RecursionError) as error:
         return Layer(problems=[Problem("--config", path, " ".join(str(error).split()))])
+    return _from_entries(entries, f"file {shown}")
+
+
+def from_object(found: Mapping[str, object], place: str) -> Layer:
+    """From a JSON object that was read already (a conflist's `capture`): keys and values are as in a file."""
+    entries = [_Entry(f"{place}.{key}", key, _plain(value, _json_scalar)) for key, value in found.items()]
+    return _from_entries(entries, place)
+
+
+def _from_entries(entries: Iterable[_Entry], origin: str) -> Layer:
+    layer = Layer()
     known = [option.name for option in FIELDS]
     for entry in entries:
         name = entry.key.replace("-", "_")
@@ -165,7 +177,7 @@ def from_file(path: str) -> Layer:
         elif name in layer.values:
             layer.problems.append(Problem(entry.place, _shown(entry.value), f"stands at {layer.values[name].place} already"))
         else:
-            _add(layer, FIELD[name], entry, f"file {shown}")
+            _add(layer, FIELD[name], entry, origin)
     return layer
 
 
@@ -218,7 +230,8 @@ def _json_entries(text: str, path: str) -> Iterator[_Entry]:
 def _json_scalar(value: object) -> str | None:
     if isinstance(value, bool):
         return "true" if value else "false"
-    return value if isinstance(value, str) else None
+    # A number is text already where it came from a file; an object that others have read holds numbers.
+    return str(value) if isinstance(value, str | int) else None
 
 
 def _yaml_entries(text: str, path: str) -> Iterator[_Entry]:

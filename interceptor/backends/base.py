@@ -40,6 +40,8 @@ class Backend(Protocol):
     """
 
     name: str
+    # Rules of others that led into our chains and went with the last apply() or remove(): "v4 nat/OUTPUT: RULE".
+    strays: tuple[str, ...]
 
     def apply(self, plan: Plan) -> bool:
         """Make the kernel hold `plan` and nothing else of ours in this backend's tables; whether that took a change.

@@ -10,7 +10,8 @@ from interceptor.backends import nft_table, process
 from interceptor.config import Backend
 from interceptor.errors import BackendError, ConfigError, Problem
 
-BackendName = Literal["nft", "iptables-nft", "iptables-legacy", "libiptc"]
+# "connect" writes no rules: for a plan that has none.
+BackendName = Literal["nft", "iptables-nft", "iptables-legacy", "libiptc", "connect"]
 # In order of preference.
 NAMES: tuple[BackendName, ...] = ("nft", "iptables-nft", "iptables-legacy", "libiptc")
 PROGRAMS: dict[BackendName, tuple[str, ...]] = {
@@ -38,7 +39,8 @@ def missing_parts(wish: Backend = "auto") -> dict[BackendName, str]:
     if not nft_table.supported():
         missing |= dict.fromkeys(("nft", "iptables-nft"), "this kernel has no nf_tables (CONFIG_NF_TABLES)")
     # It is the last choice, and looking for it takes 2 ms.
-    if (wish == "libiptc" or len(missing) == len(PROGRAMS)) and not _has_python_iptables():
+    needed = wish == "libiptc" or len(missing) == len(PROGRAMS) or ("iptables-legacy" in missing and may_hold("libiptc"))
+    if needed and not _has_python_iptables():
         missing["libiptc"] = "the Python package python-iptables is not installed"
     return missing
 
@@ -77,12 +79,17 @@ def may_hold(name: BackendName) -> bool:
     return any(_read(f"/proc/thread-self/net/{file}") for file in ("ip_tables_names", "ip6_tables_names"))
 
 
-def out_of_reach(missing: dict[BackendName, str]) -> Iterator[BackendName]:
-    """Backends that hold rules of ours and cannot be used here; legacy's tables can't be looked into without its programs."""
+def orphaned(missing: dict[BackendName, str]) -> Iterator[BackendName]:
+    """Backends that hold rules of ours while the programs that wrote them are gone; orphans.py can remove them."""
     if "nft" in missing and nft_table.comments() is not None:
         yield "nft"
     if "iptables-nft" in missing and nft_table.has_iptables_chains():
         yield "iptables-nft"
+
+
+def unreadable(missing: dict[BackendName, str]) -> bool:
+    """Whether there are legacy tables, which may hold rules of ours, and nothing here that can look into them."""
+    return {"iptables-legacy", "libiptc"} <= missing.keys() and may_hold("libiptc")
 
 
 def _read(path: str) -> str:

@@ -7,8 +7,9 @@ the programs of the two variants, here, and libiptc.py.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from interceptor.backends import builtin_chains, cttimeout, process
@@ -30,6 +31,9 @@ HAS_V6 = "/proc/thread-self/net/if_inet6"
 class Tool(Protocol):
     """Reads and writes one IP family's tables, in the network namespace of the calling thread. Raises BackendError."""
 
+    def opened(self) -> AbstractContextManager[None]:
+        """What several calls share lives within this; it may be entered again inside."""
+
     def save(self, family: Family) -> str:
         """iptables-save text; changes nothing, creates no table."""
 
@@ -45,6 +49,10 @@ class Programs:
     """The Tool that runs iptables-<variant>-save and -restore."""
 
     variant: Variant
+
+    def opened(self) -> AbstractContextManager[None]:
+        """See Tool. Programs share nothing."""
+        return nullcontext()
 
     def save(self, family: Family) -> str:
         """See Tool."""
@@ -84,6 +92,7 @@ class IptablesBackend:
 
     def __init__(self, variant: Variant, tool: Tool | None = None, name: str | None = None) -> None:
         self.name = name or f"iptables-{variant}"
+        self.strays: tuple[str, ...] = ()
         self._tool = tool or Programs(variant)
 
     def apply(self, plan: Plan) -> bool:
@@ -91,6 +100,10 @@ class IptablesBackend:
 
         Raises BackendError; when a family fails both are put back to what they were, and the text says so.
         """
+        with self._tool.opened():
+            return self._apply(plan)
+
+    def _apply(self, plan: Plan) -> bool:
         before = self._held()
         if not compare(self.expected(plan), _observed(before)):
             return False
@@ -109,6 +122,7 @@ class IptablesBackend:
         except InterceptorError as error:
             self._roll_back(begun, before, error)
             raise
+        self.strays = tuple(_strays(before))
         return True
 
     def _restore(self, family: Family, wanted: Tables, present: Tables) -> None:
@@ -145,6 +159,8 @@ class IptablesBackend:
 
     def _put_back(self, family: Family, wanted: Tables) -> bool:
         now = iptables_save.parse(self._tool.save(family))
+        # Strays that went are not put back: they do nothing without the chains that they led into.
+        wanted = {name: replace(rules, strays=now.get(name, TableRules()).strays) for name, rules in wanted.items()}
         if all(same(wanted.get(table), now.get(table)) for table in iptables.TABLES):
             return False
         if wanted:
@@ -155,6 +171,10 @@ class IptablesBackend:
 
     def remove(self) -> bool:
         """Take away all our chains and jumps; whether there were any."""
+        with self._tool.opened():
+            return self._remove()
+
+    def _remove(self) -> bool:
         found = False
         before = self._held()
         begun: list[Family] = []
@@ -164,9 +184,9 @@ class IptablesBackend:
                 self._restore(family, {}, held.tables)
                 found |= bool(held.tables)
         except InterceptorError as error:
-            # A rule of somebody else's leads into a chain of ours, which then cannot be deleted.
             self._roll_back(begun, before, error)
             raise
+        self.strays = tuple(_strays(before))
         for family in before:
             found |= self._tool.tidy(family)
         found |= cttimeout.remove_all()
@@ -183,7 +203,8 @@ class IptablesBackend:
 
     def _held(self) -> dict[Family, _Held]:
         families = [family for family in Family if family is Family.V4 or os.path.exists(HAS_V6)]
-        saved = {family: self._tool.save(family) for family in families}
+        with self._tool.opened():
+            saved = {family: self._tool.save(family) for family in families}
         return {
             family: _Held(iptables_save.parse(text), tuple(iptables_save.leftovers(text))) for family, text in saved.items()
         }
@@ -193,6 +214,13 @@ def _observed(held: Mapping[Family, _Held]) -> Observed:
     users = _users_of_timeouts({family: found.tables for family, found in held.items()})
     right = cttimeout.present() if users else ()
     return Observed({**_rules(held), **_timeouts(policy for policy in users if policy in right)})
+
+
+def _strays(held: Mapping[Family, _Held]) -> Iterator[str]:
+    for family, found in held.items():
+        for name, table in found.tables.items():
+            for chain, rules in table.strays.items():
+                yield from (f"{family.value} {name}/{chain}: {rule}" for rule in rules)
 
 
 def _rules(held: Mapping[Family, _Held]) -> dict[str, tuple[str, ...]]:

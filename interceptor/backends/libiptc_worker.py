@@ -1,8 +1,8 @@
-"""`python -I -m interceptor.backends.libiptc_worker`: save or restore one IP family's legacy tables by python-iptables.
+"""`python -I -m interceptor.backends.libiptc_worker v4`: save and restore one IP family's legacy tables by python-iptables.
 
-A process of its own for each family and each verb, for python-iptables' defects (1.2): extensions work for the first
-family of a process only, tables are cached across namespaces, and with autocommit refusals by the kernel are lost.
-Reads a request from stdin and answers on stdout, both JSON. Knows nothing of plans.
+A process of its own for each family, for python-iptables' defects (1.2): extensions work for the first family of a process
+only, tables are cached across namespaces, and with autocommit refusals by the kernel are lost.
+Answers each line of stdin with one on stdout, both JSON, until stdin ends. Knows nothing of plans.
 """
 
 from __future__ import annotations
@@ -31,15 +31,19 @@ ENDPOINTS = ("src", "dst", "in_interface", "out_interface", "protocol")
 
 
 def main() -> int:
-    """Answer one request: {"verb", "family", "text"} -> {"text"} or {"error"}."""
-    request = json.load(sys.stdin)
-    family = Family(request["family"])
-    try:
-        answer = {"text": save(family) if request["verb"] == "save" else restore(family, request["text"])}
-    except Exception as error:  # noqa: BLE001  the edge of a process: the parent raises it as a BackendError
-        answer = {"error": f"{type(error).__name__}: {error}"}
-    json.dump(answer, sys.stdout)
-    sys.stdout.flush()
+    """Answer requests: {"verb", "text"} -> {"text"} or {"error"}."""
+    family = Family(sys.argv[1])
+    # Only answers go to stdout, whatever an extension prints.
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            answer = {"text": save(family) if request["verb"] == "save" else restore(family, request["text"])}
+        except Exception as error:  # noqa: BLE001  the edge of a process: the parent raises it as a BackendError
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
     # python-iptables' handles are freed in any order at exit, which may crash; all that matters is committed.
     os._exit(0)
 
@@ -99,20 +103,25 @@ def _table(family: Family, name: str) -> Any:
 
 def _listed(table: Any) -> str:
     chains: dict[str, list[str]] = {}
-    jumps: list[tuple[str, str]] = []
+    leading: list[tuple[str, str]] = []
     for chain in table.chains:
         if chain.name.startswith(PREFIX):
             chains[chain.name] = [spec(_parts(rule)) for rule in chain.rules]
         else:
-            jumps += [(chain.name, rule.target.name) for rule in _jumps(chain)]
-    return listing(table.name, chains, jumps)
+            leading += [(chain.name, text) for text, _ in _leading(chain)]
+    return listing(table.name, chains, leading)
 
 
-def _jumps(chain: Any) -> Iterator[Any]:
-    """The bare jumps to our chains. Other rules are not looked into: saving some extensions crashes (NFLOG)."""
+def _leading(chain: Any) -> Iterator[tuple[str, Any]]:
+    """The rules that lead into our chains, each with its text.
+
+    Others are not looked into: saving some extensions crashes (NFLOG). For the same reason a stray's text names its matches
+    without their options: enough to show it and to find it again.
+    """
     for rule in chain.rules:
-        if rule.target.name.startswith(PREFIX) and not rule.matches and not rule.target.goto and not _endpoints(rule):
-            yield rule
+        if rule.target.name.startswith(PREFIX):
+            matches = tuple(Module(match.name) for match in rule.matches)
+            yield spec(RuleParts(_endpoints(rule), matches, Module(rule.target.name), rule.target.goto)), rule
 
 
 def _parts(rule: Any) -> RuleParts:
@@ -156,8 +165,9 @@ def _take(family: Family, table: Any, step: Step) -> None:
                 table.create_chain(step.chain)
         case "drop":
             table.delete_chain(step.chain)
-        case "delete jump":
-            rule = next(rule for rule in _jumps(chain) if rule.target.name == step.rest)
+        case "delete jump" | "delete stray":
+            wanted = step.rest if step.verb == "delete stray" else f"-j {step.rest}"
+            rule = next(rule for text, rule in _leading(chain) if text == wanted)
             table.delete_entry(step.chain, rule.rule, rule.mask)
         case "insert jump":
             jump = RuleParts({}, (), Module(step.rest), goto=False)

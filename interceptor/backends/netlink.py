@@ -61,15 +61,18 @@ def nested(kind: int, *attributes: bytes) -> bytes:
 
 def parse_attrs(payload: bytes) -> dict[int, bytes]:
     """The attributes in `payload` by type, without the flag bits; of a repeated one the last. A cut-off tail is left out."""
-    found: dict[int, bytes] = {}
+    return dict(attrs(payload))
+
+
+def attrs(payload: bytes) -> Iterator[tuple[int, bytes]]:
+    """The same in order, repeated ones too."""
     position = 0
     while position + _ATTRIBUTE.size <= len(payload):
         length, kind = _ATTRIBUTE.unpack_from(payload, position)
         if length < _ATTRIBUTE.size:
             break
-        found[kind & NLA_TYPE_MASK] = payload[position + _ATTRIBUTE.size : position + length]
+        yield kind & NLA_TYPE_MASK, payload[position + _ATTRIBUTE.size : position + length]
         position += (length + 3) & ~3
-    return found
 
 
 def dump(protocol: int, kind: int, payload: bytes) -> list[bytes]:
@@ -97,14 +100,14 @@ def request(protocol: int, messages: Sequence[Message]) -> list[bytes]:
 
 def transaction(protocol: int, begin: Message, messages: Sequence[Message], end: Message) -> None:
     """Send `messages` as one nfnetlink batch: all or none take effect. Raises OSError with the first refusal's errno."""
+    *most, last = messages
+    # Refusals come unasked; one acknowledgement a message could be more than the socket's buffer holds.
     parts = [_packed(begin, 0, NLM_F_REQUEST)]
-    parts += [_packed(message, sequence, NLM_F_REQUEST | NLM_F_ACK) for sequence, message in enumerate(messages, start=1)]
-    parts.append(_packed(end, 0, NLM_F_REQUEST))
+    parts += [_packed(message, sequence, NLM_F_REQUEST) for sequence, message in enumerate(most, start=1)]
+    parts += [_packed(last, len(messages), NLM_F_REQUEST | NLM_F_ACK), _packed(end, 0, NLM_F_REQUEST)]
     with _opened(protocol) as sock:
         sock.send(b"".join(parts))
-        for sequence in range(1, len(messages) + 1):
-            for _ in _answers(sock, sequence):
-                pass
+        _answers(sock, len(messages))
 
 
 def _opened(protocol: int) -> socket.socket:

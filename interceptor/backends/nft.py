@@ -22,6 +22,7 @@ class NftBackend:
     """Works on the network namespace of the calling thread."""
 
     name = NAME
+    strays: tuple[str, ...] = ()  # nothing outside our table can lead into it
 
     def apply(self, plan: Plan) -> bool:
         """Make the kernel hold `plan`; whether anything had to change. One transaction; see backends/base.py."""
@@ -47,7 +48,8 @@ class NftBackend:
         """Delete our table; whether there was one."""
         if nft_table.comments() is None:
             return False
-        process.run_checked(APPLY, stdin=nft.delete(), doing="deleting the nft table")
+        # Over netlink: it must be possible after nft itself is gone.
+        nft_table.delete()
         return True
 
     def observe(self) -> Observed:

@@ -1,28 +1,30 @@
-"""Read over netlink which chains our nft table has and which comments its rules carry. Starts no program, changes nothing.
+"""Read over netlink which chains our nft table has and which comments its rules carry, or delete it. Starts no program.
 
-nf_tables is in linux/netfilter/nf_tables.h. A rule's comment is in its userdata, as libnftnl's TLVs (libnftnl/udata.h).
+A rule's comment is in its userdata, as libnftnl's TLVs (libnftnl/udata.h).
 """
 
 from __future__ import annotations
 
 import socket
-import struct
 
-from interceptor.backends import netlink
+from interceptor.backends import netlink, nf_tables
+from interceptor.backends.nf_tables import (
+    NFPROTO_INET,
+    NFT_MSG_GETCHAIN,
+    NFT_MSG_GETRULE,
+    NFT_MSG_GETTABLE,
+    NFTA_CHAIN_NAME,
+    NFTA_CHAIN_TABLE,
+    NFTA_RULE_CHAIN,
+    NFTA_RULE_TABLE,
+    NFTA_RULE_USERDATA,
+    NFTA_TABLE_NAME,
+    Change,
+    text,
+)
 from interceptor.errors import BackendError
 from interceptor.render import iptables, nft
 
-NFNL_SUBSYS_NFTABLES = 10
-NFT_MSG_GETTABLE = 1
-NFT_MSG_GETCHAIN = 4
-NFT_MSG_GETRULE = 7
-NFPROTO_INET = 1
-NFTA_TABLE_NAME = 1
-NFTA_CHAIN_TABLE = 1
-NFTA_CHAIN_NAME = 3
-NFTA_RULE_TABLE = 1
-NFTA_RULE_CHAIN = 2
-NFTA_RULE_USERDATA = 7
 NFTNL_UDATA_RULE_COMMENT = 0
 _TABLE = nft.TABLE.encode() + b"\0"
 
@@ -35,13 +37,22 @@ def comments() -> dict[str, tuple[str, ...]] | None:
     for payload in _dump(NFT_MSG_GETCHAIN, netlink.attr(NFTA_CHAIN_TABLE, _TABLE)):
         attributes = netlink.parse_attrs(payload)
         if attributes.get(NFTA_CHAIN_TABLE) == _TABLE:
-            found[_text(attributes[NFTA_CHAIN_NAME])] = []
+            found[text(attributes[NFTA_CHAIN_NAME])] = []
     for payload in _dump(NFT_MSG_GETRULE, netlink.attr(NFTA_RULE_TABLE, _TABLE)):
         attributes = netlink.parse_attrs(payload)
         # Kernels before 3.19 do not filter a dump by table.
         if attributes.get(NFTA_RULE_TABLE) == _TABLE:
-            found.setdefault(_text(attributes[NFTA_RULE_CHAIN]), []).append(_comment(attributes.get(NFTA_RULE_USERDATA, b"")))
+            found.setdefault(text(attributes[NFTA_RULE_CHAIN]), []).append(_comment(attributes.get(NFTA_RULE_USERDATA, b"")))
     return {chain: tuple(rules) for chain, rules in found.items()}
+
+
+def delete() -> None:
+    """Delete our table with all that is in it. Raises BackendError."""
+    table = nf_tables.name(nf_tables.NFTA_TABLE_NAME, nft.TABLE)
+    try:
+        nf_tables.change([Change(nf_tables.NFT_MSG_DELTABLE, NFPROTO_INET, table)])
+    except OSError as error:
+        raise BackendError(f"deleting the nft table: {error.strerror or error}") from error
 
 
 def supported() -> bool:
@@ -58,7 +69,7 @@ def has_iptables_chains() -> bool:
     if not supported():
         return False
     return any(
-        _text(netlink.parse_attrs(payload).get(NFTA_CHAIN_NAME, b"")).startswith(iptables.PREFIX)
+        text(netlink.parse_attrs(payload).get(NFTA_CHAIN_NAME, b"")).startswith(iptables.PREFIX)
         for family in (socket.AF_INET, socket.AF_INET6)
         for payload in _dump(NFT_MSG_GETCHAIN, b"", family)
     )
@@ -72,13 +83,10 @@ def _table_exists() -> bool:
 
 
 def _dump(message: int, attributes: bytes, family: int = NFPROTO_INET) -> list[bytes]:
-    header = struct.pack("=BBH", family, 0, 0)  # struct nfgenmsg
-    kind = NFNL_SUBSYS_NFTABLES << 8 | message
     try:
-        answers = netlink.dump(netlink.NETLINK_NETFILTER, kind, header + attributes)
+        return nf_tables.listed(message, family, attributes)
     except PermissionError as error:
         raise BackendError("reading nftables needs CAP_NET_ADMIN in this network namespace") from error
-    return [answer[len(header) :] for answer in answers]
 
 
 def _comment(userdata: bytes) -> str:
@@ -86,10 +94,6 @@ def _comment(userdata: bytes) -> str:
     while position + 2 <= len(userdata):
         kind, length = userdata[position], userdata[position + 1]
         if kind == NFTNL_UDATA_RULE_COMMENT:
-            return _text(userdata[position + 2 : position + 2 + length])
+            return text(userdata[position + 2 : position + 2 + length])
         position += 2 + length
     return ""
-
-
-def _text(value: bytes) -> str:
-    return value.rstrip(b"\0").decode(errors="replace")

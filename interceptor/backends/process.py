@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import select
 import subprocess
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from interceptor.backends import hints
-from interceptor.errors import BackendError
+from interceptor.errors import BackendError, InterceptorError
 
 # iptables-legacy waits for a lock that kube-proxy may hold for seconds; Istio waits 30 s, Kuma 5 s. A hung nft is killed.
 TIMEOUT_S = 30.0
@@ -62,3 +64,57 @@ def run_checked(argv: Sequence[str], *, stdin: str = "", doing: str, timeout_s: 
     if result.status != 0:
         raise hints.explained(doing, argv[0], result.status, result.stderr)
     return result.stdout
+
+
+class Child:
+    """A program that answers each line with a line, for as long as it is asked. Ends with close()."""
+
+    def __init__(self, argv: Sequence[str], environment: Mapping[str, str]) -> None:
+        self._name = " ".join(argv)
+        # Not a pipe: nobody reads it meanwhile, and a full one would stop the child.
+        self._stderr = os.memfd_create("stderr")
+        try:
+            self._process = subprocess.Popen(
+                argv,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._stderr,
+                env={**ENVIRONMENT, **environment},
+                bufsize=0,
+            )
+        except OSError as error:
+            os.close(self._stderr)
+            raise BackendError(f"{self._name}: {error.strerror}") from error
+
+    def ask(self, line: str, *, doing: str, timeout_s: float = TIMEOUT_S) -> str:
+        """Send `line`; the answer. Raises BackendError, with `doing` and stderr, when none comes."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        deadline = time.monotonic() + timeout_s
+        received = b""
+        try:
+            self._process.stdin.write(line.encode() + b"\n")
+        except BrokenPipeError as error:
+            raise self._failed(doing) from error
+        while not received.endswith(b"\n"):
+            if not select.select([self._process.stdout], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                raise BackendError(f"{doing}: {self._name}: no answer for {timeout_s:g} s, ended")
+            chunk = os.read(self._process.stdout.fileno(), 1 << 16)
+            if not chunk:
+                raise self._failed(doing)
+            received += chunk
+        return received.decode()
+
+    def _failed(self, doing: str) -> InterceptorError:
+        status = self._process.wait(TIMEOUT_S)
+        said = os.pread(self._stderr, 4096, 0).decode(errors="replace")
+        return hints.explained(doing, self._name, status, said)
+
+    def close(self) -> None:
+        """End the program, whatever it is doing."""
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            pipe.close()
+        self._process.kill()
+        self._process.wait()
+        os.close(self._stderr)

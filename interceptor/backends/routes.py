@@ -29,7 +29,11 @@ METRIC = 1337
 RTM_GETROUTE = 26  # linux/rtnetlink.h, to the end of this block
 RTM_GETRULE = 34
 RTN_LOCAL = 2
+RTN_NAMES = {1: "unicast", 6: "blackhole", 7: "unreachable", 8: "prohibit", 9: "throw"}
+RTA_DST = 1
 RTA_OIF = 4
+RTA_GATEWAY = 5
+RTA_PRIORITY = 6
 RTA_TABLE = 15
 FRA_PRIORITY = 6  # linux/fib_rules.h, to the end of this block
 FRA_FWMARK = 10
@@ -56,6 +60,39 @@ class _Halves:
 def present() -> tuple[PolicyRoute, ...]:
     """What is ours now. Half of one, left by a crash, stands as a route without a mark, or into table 0."""
     return tuple(route for family in Family for route in _paired(_halves(family)))
+
+
+def overriding(wanted: Sequence[PolicyRoute]) -> Iterator[str]:
+    """Routes of others in the tables of `wanted` that win over ours, for some packet at least, and do not deliver locally."""
+    for family, table in dict.fromkeys((route.family, route.table) for route in wanted):
+        number = ADDRESS_FAMILIES[family]
+        asked = _ROUTE.pack(number, 0, 0, 0, table if table < 256 else 0, 0, 0, 0, 0) + netlink.attr(RTA_TABLE, _packed(table))
+        for answer in _dump(RTM_GETROUTE, asked):
+            _, dst_length, src_length, tos, short_table, _, _, kind, _ = _ROUTE.unpack_from(answer)
+            attributes = netlink.parse_attrs(answer[_ROUTE.size :])
+            metric = _u32(attributes.get(RTA_PRIORITY), 0)
+            wins = dst_length or src_length or tos or metric <= METRIC
+            # Istio puts a route like ours there: it does the same, whoever wins.
+            if kind != RTN_LOCAL and wins and _u32(attributes.get(RTA_TABLE), short_table) == table:
+                yield f"IP{family.value} table {table}: {_shown(number, kind, dst_length, attributes)} metric {metric}"
+
+
+def _shown(family: int, kind: int, dst_length: int, attributes: dict[int, bytes]) -> str:
+    """As ip-route(8) takes it."""
+    words = [RTN_NAMES.get(kind, str(kind))]
+    words.append(f"{socket.inet_ntop(family, attributes[RTA_DST])}/{dst_length}" if RTA_DST in attributes else "default")
+    if RTA_GATEWAY in attributes:
+        words += ["via", socket.inet_ntop(family, attributes[RTA_GATEWAY])]
+    if RTA_OIF in attributes:
+        words += ["dev", _interface(_u32(attributes[RTA_OIF], 0))]
+    return " ".join(words)
+
+
+def _interface(index: int) -> str:
+    try:
+        return socket.if_indextoname(index)
+    except OSError:  # it went a moment ago
+        return f"if{index}"
 
 
 def ensure(routes: Sequence[PolicyRoute]) -> None:
@@ -124,14 +161,18 @@ def _dump(kind: int, payload: bytes) -> list[bytes]:
     try:
         return netlink.dump(netlink.NETLINK_ROUTE, kind, payload)
     except OSError as error:
-        # A kernel without IPv6, or without policy routing.
-        if error.errno in (errno.EAFNOSUPPORT, errno.EOPNOTSUPP):
+        # A kernel without IPv6, or without policy routing; a table that does not exist.
+        if error.errno in (errno.EAFNOSUPPORT, errno.EOPNOTSUPP, errno.ENOENT):
             return []
         raise BackendError(f"listing ip rules and routes: {error.strerror or error}") from error
 
 
 def _u32(payload: bytes | None, otherwise: int) -> int:
     return int.from_bytes(payload, "little" if struct.pack("=H", 1) == b"\x01\x00" else "big") if payload else otherwise
+
+
+def _packed(number: int) -> bytes:
+    return struct.pack("=I", number)
 
 
 def _opened() -> IPRoute:

@@ -10,8 +10,13 @@ from dataclasses import dataclass
 
 from interceptor.backends import address, cttimeout, routes
 from interceptor.backends.base import Difference
-from interceptor.errors import InterceptorError
+from interceptor.errors import BackendError, InterceptorError
 from interceptor.plan.model import Plan, PolicyRoute
+
+
+def standing_routes() -> tuple[PolicyRoute, ...]:
+    """The policy routes of ours that stand, without halves that a crash left."""
+    return tuple(route for route in routes.present() if route.mark != routes.NO_MARK and route.table != routes.NO_TABLE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +41,14 @@ class Prepared:
 def prepare(plan: Plan) -> Prepared:
     """Add what `plan` needs and take nothing away: old rules may still use the rest.
 
-    Before the rules: a packet that is marked before its route exists would leave uncaptured.
+    Before the rules: a packet that is marked before its route exists would leave uncaptured. Raises BackendError when another
+    program's route would take packets that are meant for the proxy.
     """
+    for winning in routes.overriding(plan.routes):
+        raise BackendError(
+            f"another program's route wins over ours in {winning}. Packets for the proxy would take it. "
+            "Delete it, or `clean` and give another --tproxy-table. Nothing was changed"
+        )
     before = routes.present()
     missing = tuple(route for route in plan.routes if route not in before)
     absent = plan.inbound_source_v6 and address.inbound_source_state() == "absent"
@@ -71,6 +82,8 @@ def differences(plan: Plan) -> Iterator[Difference]:
     for route in plan.routes:
         if route not in present:
             yield Difference("missing", "policy route", str(route))
+    for winning in routes.overriding(plan.routes):
+        yield Difference("extra", "policy route", f"{winning} wins over ours")
     for route in present:
         if route not in plan.routes:
             yield Difference("extra", "policy route", str(route))

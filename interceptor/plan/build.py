@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 
 from interceptor.config import Config
 from interceptor.errors import Unsupported
+from interceptor.plan import established
 from interceptor.plan import outbound as out
 from interceptor.plan.connect import connect_capture
 from interceptor.plan.inbound import inbound_chain
@@ -82,16 +82,20 @@ class _Builder:
         self.udp_out = config.udp == "tproxy" and config.outbound != "off"
         self.udp_in = config.udp == "tproxy" and config.inbound != "off"
         self.keeps_source = config.original_source and config.inbound != "off"
+        self.routes = tuple(dict.fromkeys((*self._own_routes(), *established.kept(config.tproxy_mark, facts.earlier_routes))))
+
+    def _own_routes(self) -> Iterator[PolicyRoute]:
+        if self.config.uses_tproxy or self.keeps_source:
+            for family in self.covered:
+                yield PolicyRoute(family, self.config.tproxy_mark, self.config.tproxy_table)
 
     def plan(self) -> Plan:
         chains = (*self.tracking(), *self.mangle(), *self.nat())
-        routed = self.config.uses_tproxy or self.keeps_source
         leg_from_v6 = Family.V6 in self.covered and self.config.inbound != "off" and not self.keeps_source
-        route = partial(PolicyRoute, mark=self.config.tproxy_mark, table=self.config.tproxy_table)
         return Plan(
             families=self.covered,
             chains=tuple(chain for chain in chains if chain.rules or chain.hook is None),
-            routes=tuple(route(family) for family in self.covered) if routed else (),
+            routes=self.routes,
             inbound_source_v6=leg_from_v6 and self.facts.loopback_has_v6,
             connect=connect_capture(self.config, self.facts, self.covered) if self.config.outbound == "connect" else None,
         )
@@ -163,9 +167,13 @@ class _Builder:
             yield inbound_chain(self.config, Table.NAT, (Proto.TCP,), "TO_INBOUND", "INBOUND")
             arriving += self.enter(FIRST_TCP, Jump("INBOUND"), "inbound", "--inbound")
         yield from self._nat_sinks(redirects_out, redirects_in)
-        if not local and self.config.uses_tproxy:
-            # The kernel translates only while some NAT chain stands: connections that REDIRECT rules took before need it.
-            local.append(Rule(FIRST_TCP, Jump("OLDER"), "older connections keep their NAT", "built in"))
+        # Capture at connect() alone needs no rule, and is to cost no connection tracking.
+        nothing_else = len(arriving) == len(self.config.exclude_interfaces) and self.config.outbound != "connect"
+        if not local and (self.config.uses_tproxy or nothing_else):
+            # The kernel translates only while some NAT chain stands, and tracks connections only while some rule asks for
+            # it, as the direction does: connections that REDIRECT rules took before need both.
+            older = replace(FIRST_TCP, direction=Direction.ORIGINAL)
+            local.append(Rule(older, Jump("OLDER"), "older connections keep their NAT", "built in"))
             yield Chain(Table.NAT, "OLDER", ())
         yield Chain(Table.NAT, "OUTPUT", tuple(local), Hook.OUTPUT)
         if len(arriving) > len(self.config.exclude_interfaces):
@@ -209,15 +217,19 @@ class _Builder:
             yield self._sink(Table.MANGLE, "MARK_OUTBOUND", "out", *self._outbound_marks(protos))
             if config.virtual_interfaces:
                 yield from out.virtual_chains(config, replace(capturing, to_proxy="TPROXY_OUTBOUND"), "MARK_VIRTUAL")
-                tproxies = [_tproxy(proto, config.outbound_port, config.tproxy_mark, "--outbound-port") for proto in protos]
-                yield self._sink(Table.MANGLE, "TPROXY_OUTBOUND", "out", *tproxies)
+                captures = [_tproxy(proto, config.outbound_port, config.tproxy_mark, "--outbound-port") for proto in protos]
+                if Proto.TCP in protos:
+                    captures.insert(0, _marks_connection(self.marks.outbound, "--outbound"))
+                yield self._sink(Table.MANGLE, "TPROXY_OUTBOUND", "out", *captures)
         if protos or config.inbound == "tproxy" or self.keeps_source:
             yield Chain(Table.MANGLE, "MARK_PROXY", tuple(self._mark_proxy_rules()))
         arriving_protos = self._inbound_tproxy_protos()
         if arriving_protos:
             yield inbound_chain(config, Table.MANGLE, arriving_protos, "TPROXY_INBOUND", "TPROXY_IN")
-            tproxies = [_tproxy(proto, config.inbound_port, config.tproxy_mark, "--inbound-port") for proto in arriving_protos]
-            yield self._sink(Table.MANGLE, "TPROXY_INBOUND", "in", *tproxies)
+            captures = [_tproxy(proto, config.inbound_port, config.tproxy_mark, "--inbound-port") for proto in arriving_protos]
+            if Proto.TCP in arriving_protos:
+                captures.insert(0, _marks_connection(self.marks.inbound, "--inbound"))
+            yield self._sink(Table.MANGLE, "TPROXY_INBOUND", "in", *captures)
         yield from self._block_chains()
         yield Chain(Table.MANGLE, "OUTPUT", tuple(self._mangle_output(protos)), Hook.OUTPUT)
         yield Chain(Table.MANGLE, "PREROUTING", tuple(self._mangle_prerouting(protos)), Hook.PREROUTING)
@@ -228,12 +240,7 @@ class _Builder:
 
     def _outbound_marks(self, protos: tuple[Proto, ...]) -> Iterator[Rule]:
         if Proto.TCP in protos:
-            yield Rule(
-                Match(proto=Proto.TCP),
-                SetConnmark(self.marks.outbound),
-                "this connection goes to the proxy",
-                "--outbound",
-            )
+            yield _marks_connection(self.marks.outbound, "--outbound")
         if Proto.UDP in protos:
             yield Rule(Match(proto=Proto.UDP), SetMark(self.config.tproxy_mark), "this packet goes to the proxy", "--udp")
 
@@ -246,38 +253,33 @@ class _Builder:
             yield Rule(match, SetConnmark(self.marks.original_source), "replies come back to the proxy", "--original-source")
         if self.config.inbound == "tproxy":
             match = replace(over_lo, src_is_local=True)
-            yield Rule(match, SetConnmark(self.marks.self_call), "the proxy calls its own pod: inbound", "--inbound")
+            yield Rule(match, SetConnmark(self.marks.inbound), "the proxy calls its own pod: inbound", "--inbound")
 
     def _mangle_output(self, protos: tuple[Proto, ...]) -> Iterator[Rule]:
         config, marks = self.config, self.marks
-        by_connection = Proto.TCP in protos or config.inbound == "tproxy" or self.keeps_source
-        if by_connection:
+        if Proto.TCP in protos:
             # Decided anew at each SYN: a stale entry of another connection on the same ports does not decide for this one.
             yield from self.enter(FIRST_TCP, SetConnmark(marks.none), "decided anew", "built in")
-        if Proto.TCP in protos:
             yield from self.enter(FIRST_TCP, Jump("MARK"), "outbound", "--outbound")
-        elif by_connection:
+        elif config.inbound == "tproxy" or self.keeps_source:
+            over_lo = replace(FIRST_TCP, out_interface="lo")
+            yield from self.enter(over_lo, SetConnmark(marks.none), "decided anew", "built in")
             for match, option in out.identities(config):
-                over_lo = replace(match, proto=Proto.TCP, syn=True, out_interface="lo")
-                yield from self.enter(over_lo, Jump("MARK_PROXY"), "the proxy's own", option)
+                owned = replace(match, proto=Proto.TCP, syn=True, out_interface="lo")
+                yield from self.enter(owned, Jump("MARK_PROXY"), "the proxy's own", option)
         if Proto.UDP in protos:
             # Without the direction an application's answer to an uncaptured datagram would be captured.
             first = Match(proto=Proto.UDP, direction=Direction.ORIGINAL)
             yield from self.enter(first, Jump("MARK"), "outbound", "--udp")
-        if Proto.TCP in protos:
-            going = Match(proto=Proto.TCP, connmark=marks.outbound, direction=Direction.ORIGINAL)
-            yield from self.enter(going, SetMark(config.tproxy_mark), "sent round through lo", "--outbound")
-        if self.keeps_source:
-            coming = Match(proto=Proto.TCP, connmark=marks.original_source, direction=Direction.REPLY)
-            yield from self.enter(
-                coming, SetMark(config.tproxy_mark), "reply to the proxy, not to the client", "--original-source"
-            )
+        yield from established.sent(self.routes)
         yield from self._blocked_entries("BLOCK_OUTBOUND", config.outbound != "off" or self.dns, udp=self.udp_out or self.dns)
 
     def _mangle_prerouting(self, protos: tuple[Proto, ...]) -> Iterator[Rule]:
         config = self.config
         if config.drop_invalid:
             yield from self.enter(Match(invalid=True), Drop(), "conntrack calls it invalid", "--drop-invalid")
+        yield from self._self_calls()
+        yield from established.arrived(self.routes, outbound_port=config.outbound_port, inbound_port=config.inbound_port)
         looped = [*self._looped(protos)]
         arriving = [*self._arriving(protos)]
         if looped or arriving:
@@ -289,41 +291,34 @@ class _Builder:
             yield from arriving
 
     def _looped(self, protos: tuple[Proto, ...]) -> Iterator[Rule]:
-        """What comes back in on lo because an OUTPUT rule marked it."""
-        config, marks = self.config, self.marks
-        if Proto.TCP in protos:
-            match = Match(proto=Proto.TCP, in_interface="lo", mark=config.tproxy_mark, connmark=marks.outbound)
-            yield from self.enter(
-                match,
-                Tproxy(config.outbound_port, config.tproxy_mark),
-                "to the proxy's outbound port",
-                "--outbound-port",
-            )
+        """UDP that comes back in on lo because an OUTPUT rule marked it."""
         if Proto.UDP in protos:
-            match = Match(proto=Proto.UDP, in_interface="lo", mark=config.tproxy_mark)
-            yield from self.enter(
-                match,
-                Tproxy(config.outbound_port, config.tproxy_mark),
-                "to the proxy's outbound port",
-                "--outbound-port",
-            )
-        if config.inbound == "tproxy":
-            match = Match(proto=Proto.TCP, in_interface="lo", connmark=marks.self_call, direction=Direction.ORIGINAL)
-            yield from self.enter(match, Jump("TPROXY_IN"), "the proxy calls its own pod: inbound", "--inbound")
+            match = Match(proto=Proto.UDP, in_interface="lo", mark=self.config.tproxy_mark)
+            capture = Tproxy(self.config.outbound_port, self.config.tproxy_mark)
+            yield from self.enter(match, capture, "to the proxy's outbound port", "--outbound-port")
+
+    def _self_calls(self) -> Iterator[Rule]:
+        if self.config.inbound == "tproxy":
+            call = replace(FIRST_TCP, in_interface="lo", connmark=self.marks.inbound)
+            yield from self.enter(call, Jump("TPROXY_IN"), "the proxy calls its own pod: inbound", "--inbound")
+            yield from self.enter(call, SetConnmark(self.marks.none), "the proxy calls its own pod: not captured", "--inbound")
 
     def _arriving(self, protos: tuple[Proto, ...]) -> Iterator[Rule]:
         for interface in self.config.virtual_interfaces:
             for proto in protos:
-                match = Match(proto=proto, in_interface=interface, direction=Direction.ORIGINAL)
+                first = FIRST_TCP if proto is Proto.TCP else Match(proto=proto, direction=Direction.ORIGINAL)
+                match = replace(first, in_interface=interface)
                 yield from self.enter(match, Goto("MARK_VIRTUAL"), f"{interface} counts as outbound", "--virtual-interfaces")
-        if self.config.outbound == "redirect" and self.config.inbound == "tproxy":
+        if self.config.outbound != "off" and self.config.inbound == "tproxy":
             yield from self._virtual_is_outbound()
         for proto in self._inbound_tproxy_protos():
-            # Replies to this pod's own connections arrive here too: their direction tells them apart.
-            # A connection that REDIRECT rules took before has a socket of its own, on another port: it goes on as it was.
-            direction = Match(proto=proto, direction=Direction.ORIGINAL)
-            match = replace(direction, dst_is_local=True) if proto is Proto.UDP else replace(direction, untranslated=True)
-            yield from self.enter(match, Jump("TPROXY_IN"), "inbound", "--inbound")
+            # A SYN that is sent again to a connection that REDIRECT rules took goes on as it was. Answers to this pod's own
+            # datagrams arrive here too: their direction tells them apart.
+            tcp, udp = (
+                replace(FIRST_TCP, untranslated=True),
+                Match(proto=proto, direction=Direction.ORIGINAL, dst_is_local=True),
+            )
+            yield from self.enter(tcp if proto is Proto.TCP else udp, Jump("TPROXY_IN"), "inbound", "--inbound")
         yield from self._blocked_virtual_entries()
         yield from self._blocked_entries("BLOCK_INBOUND", self.config.inbound != "off", udp=self.udp_in, udp_dst_is_local=True)
 
@@ -394,3 +389,7 @@ def _redirect(proto: Proto, port: int, option: str) -> Rule:
 
 def _tproxy(proto: Proto, port: int, mark: Mark, option: str) -> Rule:
     return Rule(Match(proto=proto), Tproxy(port, mark), f"to the proxy's port {port}", option)
+
+
+def _marks_connection(mark: Mark, option: str) -> Rule:
+    return Rule(Match(proto=Proto.TCP), SetConnmark(mark), "this connection goes to the proxy", option)

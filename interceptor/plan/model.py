@@ -206,14 +206,14 @@ class ConnectionMarks:
     """What a TPROXY'd connection is; the values follow `--tproxy-mark`, under its mask."""
 
     outbound: Mark  # captured on its way out: its packets are sent round through lo
-    self_call: Mark  # the proxy to its own pod: inbound
+    inbound: Mark  # captured on its way in; at the proxy's SYN to its own pod: to be decided as one that comes in
     original_source: Mark  # the proxy to the application, from the client's address: replies come back through lo
     none: Mark
 
     @classmethod
     def of(cls, mark: Mark) -> ConnectionMarks:
-        outbound, self_call, original_source = (Mark(mark.value + step, mark.mask) for step in range(3))
-        return cls(outbound, self_call, original_source, none=Mark(0, mark.mask))
+        outbound, inbound, original_source = (Mark(mark.value + step, mark.mask) for step in range(3))
+        return cls(outbound, inbound, original_source, none=Mark(0, mark.mask))
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,3 +274,5 @@ class HostFacts:
     loopback_has_v6: bool = True  # lo may be given ::6
     own_addresses: tuple[Network, ...] = ()  # of this namespace, loopback's left out
     pod_cgroup: str | None = None  # of the process that the namespace was named by
+    # Ours, that stand: connections that TPROXY captured under them may be open, see plan/established.py.
+    earlier_routes: tuple[PolicyRoute, ...] = ()

@@ -47,6 +47,8 @@ class TableRules:
     jumps: dict[str, list[str]] = field(default_factory=dict)  # built-in chain -> our chains, in order
     # Built-in chain -> how many rules of others stand before our first jump: they may take packets away from us.
     behind: dict[str, int] = field(default_factory=dict, compare=False)
+    # Chain that is not ours -> rules of others in it that lead into our chains, other than by the bare jump.
+    strays: dict[str, list[str]] = field(default_factory=dict)
 
 
 def chain_name(chain: Chain) -> str:
@@ -221,7 +223,7 @@ def restore(wanted: Mapping[str, TableRules], present: Mapping[str, TableRules])
 def restore_table(name: str, wanted: TableRules | None, present: TableRules | None) -> str:
     """The same for one table; empty text when there is nothing to do."""
     wanted, present = wanted or TableRules(), present or TableRules()
-    if not wanted.chains and not present.chains and not present.jumps:
+    if not wanted.chains and not present.chains and not present.jumps and not present.strays:
         return ""
     stale = [chain for chain in present.chains if chain not in wanted.chains]
     lines = [f"*{name}"]
@@ -230,6 +232,9 @@ def restore_table(name: str, wanted: TableRules | None, present: TableRules | No
     for hook in dict.fromkeys((*present.jumps, *wanted.jumps)):
         lines += [f"-D {hook} -j {chain}" for chain in present.jumps.get(hook, [])]
         lines += [f"-I {hook} {place} -j {chain}" for place, chain in enumerate(wanted.jumps.get(hook, []), start=1)]
+    # A chain that somebody leads into cannot be deleted; and what has only one place to go cannot outlive it.
+    for chain, rules_of_others in present.strays.items():
+        lines += [f"-D {chain} {rule}" for rule in rules_of_others if rule not in wanted.strays.get(chain, [])]
     lines += [f"-A {chain} {spec}" for chain, chain_specs in wanted.chains.items() for spec in chain_specs]
     lines += [f"-X {chain}" for chain in stale]
     return "\n".join((*lines, "COMMIT", ""))

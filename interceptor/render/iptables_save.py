@@ -1,6 +1,7 @@
 """Read iptables-save and iptables-restore text: what of it is ours, and which steps it asks for. No I/O.
 
-Ours are the chains whose names start with PREFIX, and the bare jumps to them from other chains. In iptables-nft's tables
+Ours are the chains whose names start with PREFIX, and the bare jumps to them from other chains; other rules that lead into them
+are strays, somebody else's but of no use without our chains. In iptables-nft's tables
 there are also markers, empty chains that say which built-in chain did not exist before us: see NEW.
 """
 
@@ -19,13 +20,13 @@ from interceptor.render.iptables_text import normalised, words
 NEW = PREFIX + "NEW_"
 NEW_TABLE = NEW + "TABLE"
 
-Verb = Literal["make", "delete jump", "insert jump", "append", "drop"]
+Verb = Literal["make", "delete jump", "delete stray", "insert jump", "append", "drop"]
 _VERBS: dict[str, Verb] = {"-D": "delete jump", "-I": "insert jump", "-A": "append", "-X": "drop"}
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One line of restore text. `rest`: the target chain of a jump, the rule to append, else empty.
+    """One line of restore text. `rest`: the target chain of a jump, the rule to append or the stray to delete, else empty.
 
     "make" creates the chain, or empties it when it is there.
     """
@@ -46,7 +47,7 @@ def parse(text: str) -> dict[str, TableRules]:
                 table.chains[line[1:].split()[0]] = []
             elif line.startswith("-A "):
                 _add_rule(table, line[len("-A ") :])
-        if table.chains or table.jumps:
+        if table.chains or table.jumps or table.strays:
             found[name] = table
     return found
 
@@ -59,6 +60,8 @@ def _add_rule(table: TableRules, line: str) -> None:
     match words(rule):
         case ["-j", target] if target.startswith(PREFIX):
             table.jumps.setdefault(chain, []).append(target)
+        case [*_, "-j" | "-g", target] if target.startswith(PREFIX):
+            table.strays.setdefault(chain, []).append(rule)
         case _ if chain not in table.jumps:
             table.behind[chain] = table.behind.get(chain, 0) + 1
 
@@ -78,12 +81,13 @@ def names_timeout(tables: Mapping[str, TableRules], policy: str) -> bool:
 
 
 def observed(tables: Mapping[str, TableRules]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """("nat/INTERCEPT_OUTPUT", its rules in normal form), and for a built-in chain our jumps."""
+    """("nat/INTERCEPT_OUTPUT", its rules in normal form), and for another's chain our jumps and the strays."""
     for name, table in tables.items():
-        for hook, targets in table.jumps.items():
-            others = table.behind.get(hook, 0)
+        for hook in dict.fromkeys((*table.jumps, *table.strays)):
+            jumps = [f"-j {target}" for target in table.jumps.get(hook, [])]
+            others = table.behind.get(hook, 0) if jumps else 0
             first = (f"(behind {others} of others' rules)",) if others else ()
-            yield f"{name}/{hook}", (*first, *(f"-j {target}" for target in targets))
+            yield f"{name}/{hook}", (*first, *jumps, *map(normalised, table.strays.get(hook, [])))
         for chain, rules in table.chains.items():
             yield f"{name}/{chain}", tuple(normalised(rule) for rule in rules)
 
@@ -134,17 +138,18 @@ def _steps(lines: list[str]) -> Iterator[Step]:
             place, _, target = words(rest)
             yield Step(verb, chain, target, int(place))
         elif verb == "delete jump":
-            yield Step(verb, chain, words(rest)[-1])
+            bare = len(words(rest)) == 2 and rest.startswith("-j ")
+            yield Step(verb, chain, words(rest)[-1]) if bare else Step("delete stray", chain, rest)
         elif verb is not None:
             yield Step(verb, chain, rest)
         else:
             raise ValueError(f"restore text: {line!r} is not understood")
 
 
-def listing(table: str, chains: Mapping[str, list[str]], jumps: list[tuple[str, str]]) -> str:
-    """One table as iptables-save writes it: our chains with their rules, and (built-in chain, our chain) jumps."""
+def listing(table: str, chains: Mapping[str, list[str]], leading: list[tuple[str, str]]) -> str:
+    """One table as iptables-save writes it: our chains with their rules, and (chain of others, rule that leads into ours)."""
     lines = [f"*{table}", *(f":{chain} - [0:0]" for chain in chains)]
-    lines += [f"-A {hook} -j {chain}" for hook, chain in jumps]
+    lines += [f"-A {hook} {rule}" for hook, rule in leading]
     lines += [f"-A {chain} {rule}" for chain, rules in chains.items() for rule in rules]
     return "\n".join((*lines, "COMMIT", ""))
 

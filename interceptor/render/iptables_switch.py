@@ -39,11 +39,11 @@ def same(one: TableRules | None, other: TableRules | None) -> bool:
     return _normal_form(one) == _normal_form(other)
 
 
-def _normal_form(table: TableRules | None) -> tuple[dict[str, list[str]], dict[str, list[str]], dict[str, int]]:
+def _normal_form(table: TableRules | None) -> tuple[object, ...]:
     table = table or TableRules()
     chains = {chain: [normalised(rule) for rule in rules] for chain, rules in table.chains.items()}
     jumps = {hook: targets for hook, targets in table.jumps.items() if targets}
-    return chains, jumps, {hook: others for hook, others in table.behind.items() if hook in jumps}
+    return chains, jumps, {hook: others for hook, others in table.behind.items() if hook in jumps}, table.strays
 
 
 def _needs_guard(wanted: Mapping[str, TableRules], present: Mapping[str, TableRules], changed: tuple[str, ...]) -> bool:

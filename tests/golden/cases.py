@@ -9,9 +9,9 @@ from typing import Any
 
 from interceptor.config import FIELD, Config, Names
 from interceptor.plan.build import build_plan
-from interceptor.plan.model import HostFacts, Plan
+from interceptor.plan.model import HostFacts, Plan, PolicyRoute
 from interceptor.render import connect_policy, iptables, nft
-from interceptor.values import Family
+from interceptor.values import Family, Mark
 
 HERE = Path(__file__).parent
 HOST = HostFacts(
@@ -19,6 +19,7 @@ HOST = HostFacts(
     own_addresses=(ipaddress.ip_network("10.1.0.2"), ipaddress.ip_network("fd00:1::2")),
 )
 V4_HOST = HostFacts(kernel_families=(Family.V4,), resolvers=HOST.resolvers[:1])
+AFTER_TPROXY = HostFacts(earlier_routes=tuple(PolicyRoute(family, Mark(0x539, 0xFFF), 133) for family in Family))
 _NAMES = Names(uid={}.__getitem__, gid={}.__getitem__)
 
 
@@ -78,6 +79,7 @@ CASES: dict[str, Config] = {
     "original-source": _config(original_source="true"),
     "v4-others-blocked": _config(ip_family="v4", dns="all", udp="tproxy", virtual_interfaces="docker0"),
     "v6-others-bypass": _config(ip_family="v6", uncovered_family="bypass"),
+    "redirect-after-tproxy": _config(),
     "dual": _config(ip_family="dual"),
     "kernel-without-v6": _config(),
     "no-conntrack-timeouts": _config(conntrack_timeouts="false"),
@@ -87,7 +89,7 @@ CASES: dict[str, Config] = {
 
 def plan(name: str) -> Plan:
     """The plan of a case."""
-    return build_plan(CASES[name], V4_HOST if name == "kernel-without-v6" else HOST)
+    return build_plan(CASES[name], {"kernel-without-v6": V4_HOST, "redirect-after-tproxy": AFTER_TPROXY}.get(name, HOST))
 
 
 def rendered(name: str) -> Iterator[tuple[Path, str]]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from interceptor import capture
+from interceptor.plan.build import build_plan
 from interceptor.plan.model import Plan
 from tests.rig.capturing import Capture, options
 from tests.rig.client import Answer, ask
@@ -75,7 +77,12 @@ def _captured(w: World, backend: str) -> Iterator[Capture]:
 
     def ensure(**texts: str) -> None:
         config = options(backend=backend, **texts)
-        plan = capture.prepare(config, netns=w.pod.name).plan
+        prepared = capture.prepare(config, netns=w.pod.name)
+        plan = build_plan(config, replace(prepared.facts, earlier_routes=()))
+        if plan != prepared.plan:
+            # Each contract is about what this configuration alone brings, not about what an earlier test's TPROXY leaves.
+            capture.disable(netns=w.pod.name)
+            held.clear()
         if held != [plan]:
             held.clear()
             capture.enable(config, netns=w.pod.name)

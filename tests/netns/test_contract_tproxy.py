@@ -122,7 +122,7 @@ def test_nobody_listening_for_tproxy_is_no_way_around(w: World, net: Net, enable
 def test_a_tproxied_connection_carries_traffic_both_ways(w: World, net: Net, enabled: Capture) -> None:
     enabled(**FULL)
     for pod, to, uid in ((w.pod, net.at("server"), 1000), (w.far, net.at("pod"), 0)):
-        with connected(pod, to, uid=uid) as (sock, _):
+        with connected(Question(pod, to, uid=uid)) as (sock, _):
             for _ in range(3):
                 sock.sendall(b"x" * 20_000)
                 received = 0
@@ -167,7 +167,7 @@ def test_original_source_while_the_clients_own_connection_is_open(mechanism: str
     # One client address and port in two connections: client to proxy, and proxy to application.
     enabled(inbound=mechanism, original_source="true")
     source = net.at("other", next(PORTS))
-    with connected(w.far, net.at("pod", 8080), uid=0, source=source) as (outer, answer):
+    with connected(Question(w.far, net.at("pod", 8080), uid=0, source=source)) as (outer, answer):
         assert answer == Answer("inbound", net.at("pod", 8080))
         with proxy_dials(w, net.at("pod", 9000), source) as inner:
             assert '"server": "app"' in inner.recv(2048).decode()

@@ -242,6 +242,9 @@ class Failing:
         self.tool, self.family, self.transactions, self.error = tool, family, transactions, error
         self.failed = False
 
+    def opened(self) -> contextlib.AbstractContextManager[None]:
+        return self.tool.opened()
+
     def save(self, family: Family) -> str:
         return self.tool.save(family)
 
@@ -371,3 +374,55 @@ def test_foreign_rule_before_our_jump_is_named_and_mended(variant: Literal["nft"
     assert [str(difference) for difference in found] == ["extra: v4 nat/OUTPUT: (behind 1 of others' rules)"]
     assert compare(backend.expected(plan), backend.observe()) == ()
     assert "-A OUTPUT -p tcp -j ACCEPT" in run(f"iptables-{variant}-save -t nat")
+
+
+def tool_of(name: str, program: str = "iptables") -> str:
+    return f"{program}-{'nft' if name == 'iptables-nft' else 'legacy'}"
+
+
+STRAYS = ["-p udp -j INTERCEPT_OUTBOUND", "-d 10.0.0.0/8 -p tcp -m owner --uid-owner 7 -g INTERCEPT_OUTBOUND"]
+
+
+def add_strays(name: str) -> None:
+    for stray in STRAYS:
+        run(f"{tool_of(name)} -t nat -I OUTPUT 1 {stray}")
+    run(f"{tool_of(name, 'ip6tables')} -t nat -N FOREIGN2")
+    run(f"{tool_of(name, 'ip6tables')} -t nat -A FOREIGN2 -s fd00::/8 -j INTERCEPT_OUTBOUND")
+
+
+def test_rules_of_others_that_lead_into_our_chains_are_named_and_removed(backend: IptablesBackend, name: str) -> None:
+    plan = PLANS["default"]
+    backend.apply(plan)
+    add_strays(name)
+
+    found = {difference.where for difference in compare(backend.expected(plan), backend.observe())}
+    assert backend.apply(plan)
+
+    assert found == {"v4 nat/OUTPUT", "v6 nat/FOREIGN2"}
+    assert len(backend.strays) == 3
+    assert compare(backend.expected(plan), backend.observe()) == ()
+    assert not backend.apply(plan)
+
+
+def test_remove_takes_along_what_leads_into_our_chains(backend: IptablesBackend, name: str) -> None:
+    run(f"{tool_of(name)} -t nat -A OUTPUT -p udp -j ACCEPT")
+    backend.apply(PLANS["default"])
+    add_strays(name)
+
+    assert backend.remove()
+
+    assert len(backend.strays) == 3
+    assert "INTERCEPT" not in run(f"{tool_of(name)}-save") + run(f"{tool_of(name, 'ip6tables')}-save")
+    assert "-A OUTPUT -p udp -j ACCEPT" in run(f"{tool_of(name)}-save -t nat")
+
+
+@pytest.mark.parametrize("transactions", [0, 1, 2])
+def test_strays_do_not_keep_a_failed_apply_from_being_undone(name: str, transactions: int) -> None:
+    BACKENDS[name]().apply(PLANS["tproxy"])
+    run(f"{tool_of(name)} -t mangle -A OUTPUT -p udp -j INTERCEPT_MARK")
+    tool = Failing(TOOLS[name], Family.V6, transactions, BackendError("refused by the test"))
+    with pytest.raises(BackendError, match="refused by the test"):
+        IptablesBackend("legacy", tool).apply(PLANS["log"])
+    left = compare(BACKENDS[name]().expected(PLANS["tproxy"]), BACKENDS[name]().observe())
+    # It went with IPv4's transaction, and is of no use to anybody.
+    assert [str(difference) for difference in left] == []

@@ -11,7 +11,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from interceptor.config import FIELD, FIELDS, Config
-from interceptor.plan.model import HostFacts
+from interceptor.plan.model import HostFacts, PolicyRoute
 from interceptor.plan.walk import Packet
 from interceptor.values import (
     Address,
@@ -133,7 +133,16 @@ def facts(config: Config) -> st.SearchStrategy[HostFacts]:
     kernels = [both, (Family.V4,)] if config.ip_family in ("auto", "v4") else [both]
     resolvers = tuple(network for address in RESOLVER.values() for network in parse_cidrs(str(address)))
     own = tuple(network for address in OWN.values() for network in parse_cidrs(str(address)))
-    return st.builds(HostFacts, st.sampled_from(kernels), st.sampled_from(((), resolvers)), st.booleans(), st.just(own))
+    marks = (config.tproxy_mark, Mark(0x20, 0xFF), Mark(0x300, 0xFFFF))
+    earlier = st.lists(st.sampled_from([PolicyRoute(family, mark, 1337) for mark in marks for family in Family]), unique=True)
+    return st.builds(
+        HostFacts,
+        st.sampled_from(kernels),
+        st.sampled_from(((), resolvers)),
+        st.booleans(),
+        own_addresses=st.just(own),
+        earlier_routes=earlier.map(tuple),
+    )
 
 
 @st.composite

@@ -169,6 +169,15 @@ def test_equal_configs_give_equal_plans(data: st.DataObject, config: Config) -> 
     assert build_plan(config, host) == build_plan(replace(config), host)
 
 
+@given(st.data(), configs())
+def test_the_plan_for_what_a_plan_left_in_the_kernel_is_the_same(data: st.DataObject, config: Config) -> None:
+    host = data.draw(facts(config))
+    plan = build_plan(config, host)
+    left = data.draw(st.permutations(plan.routes))
+
+    assert build_plan(config, replace(host, earlier_routes=tuple(left))) == plan
+
+
 @st.composite
 def uncovered(draw: st.DrawFn, policy: str) -> tuple[Config, Config, HostFacts, Family]:
     """A Config that covers one family, the same covering both, a host with both, and the family left out."""

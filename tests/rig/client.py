@@ -133,13 +133,12 @@ def _failed(error: OSError) -> Answer:
 
 
 @contextmanager
-def connected(pod: Pod, to: str, **how: object) -> Iterator[tuple[socket.socket, Answer]]:
+def connected(question: Question) -> Iterator[tuple[socket.socket, Answer]]:
     """A TCP connection that stays open within the block, and the server's first line."""
-    question = Question(pod, to, **how)  # type: ignore[arg-type]
     with _open(question) as sock:
         sock.settimeout(ANSWER_S)
         with identity(question.uid, _gid(question)):
-            sock.connect(split(to))
+            sock.connect(split(question.to))
         yield sock, _read(sock)
 
 

@@ -80,13 +80,17 @@ def open_socket(
     family = socket.AF_INET if ipaddress.ip_address(split(where)[0]).version == 4 else socket.AF_INET6
     with entered(pod.path), identity(uid, gid):
         opened = socket.socket(family, kind)
-    if mark:
-        opened.setsockopt(socket.SOL_SOCKET, SO_MARK, mark)
-    if transparent:
-        set_transparent(opened)
-    if source is not None:
-        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        opened.bind(split(source))
+    try:
+        if mark:
+            opened.setsockopt(socket.SOL_SOCKET, SO_MARK, mark)
+        if transparent:
+            set_transparent(opened)
+        if source is not None:
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            opened.bind(split(source))
+    except OSError:
+        opened.close()
+        raise
     return opened
 
 

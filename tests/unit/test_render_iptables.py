@@ -8,6 +8,7 @@ import pytest
 
 from interceptor.plan.model import Chain, Drop, Goto, Hook, Jump, Match, Plan, Return, Rule, Table
 from interceptor.render.iptables import TableRules, port_chunks, restore, restore_table, rules, specs
+from interceptor.render.iptables_save import Step, parse, steps
 from interceptor.values import Family, IdRange, PortRange, Proto
 
 
@@ -116,3 +117,32 @@ def test_a_network_of_everything_is_left_out_as_iptables_save_does() -> None:
 
 def test_a_mapped_address_is_written_as_iptables_save_does() -> None:
     assert lines(Match(src=(ipaddress.ip_network("::ffff:1.2.3.4/128"),)), Family.V6) == ["-s ::ffff:1.2.3.4/128"]
+
+
+STRAY = '-p udp -m comment --comment "to the -j INTERCEPT_X" -g INTERCEPT_OUTPUT'
+SAVED = f"""*nat
+:OUTPUT ACCEPT [0:0]
+:INTERCEPT_OUTPUT - [0:0]
+-A OUTPUT -j INTERCEPT_OUTPUT
+-A OUTPUT {STRAY}
+-A OUTPUT -m comment --comment "-j INTERCEPT_OUTPUT" -j ACCEPT
+-A INTERCEPT_OUTPUT -p tcp -j RETURN
+COMMIT
+"""
+
+
+def test_a_rule_of_others_that_leads_into_our_chain_is_a_stray() -> None:
+    table = parse(SAVED)["nat"]
+
+    assert (table.jumps, table.strays) == ({"OUTPUT": ["INTERCEPT_OUTPUT"]}, {"OUTPUT": [STRAY]})
+
+
+def test_strays_are_deleted_before_the_chain() -> None:
+    text = restore({}, parse(SAVED))
+
+    assert [step for _, found in steps(text) for step in found] == [
+        Step("make", "INTERCEPT_OUTPUT"),
+        Step("delete jump", "OUTPUT", "INTERCEPT_OUTPUT"),
+        Step("delete stray", "OUTPUT", STRAY),
+        Step("drop", "INTERCEPT_OUTPUT"),
+    ]

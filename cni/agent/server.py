@@ -1,0 +1,158 @@
+"""The agent's socket: takes requests from shims, has each carried out in a thread, answers. What is done is `plugin`'s.
+
+Only root may ask (SO_PEERCRED), and the socket's directory lets nobody else near it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import struct
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from cni import wire
+
+Answer: TypeAlias = tuple[int, bytes, bytes]
+# environment, stdin -> answer. CNI_NETNS is a path that leads to the pod's namespace in this process.
+Handler: TypeAlias = Callable[[Mapping[str, str], bytes], Answer]
+
+BACKLOG = 512
+# Requests carried out at once; the others wait in the listening queue. Each is mostly one nft or iptables process.
+AT_ONCE = 32
+# A shim that says nothing more must not hold a place: it sends all it has at once.
+RECEIVE_S = 5.0
+PEER_CREDENTIALS = struct.Struct("=iII")  # struct ucred, linux/socket.h: pid, uid, gid
+DESCRIPTORS = struct.Struct("=i")
+
+
+class AgentError(Exception):
+    """The agent cannot start; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A request as it came, and the pod's network namespace; -1 where none was sent."""
+
+    environment: dict[str, str]
+    stdin: bytes
+    netns: int
+
+
+def listen(path: str) -> socket.socket:
+    """The listening socket at `path`, in a directory that root alone may enter. Takes the place of a socket that is there.
+
+    A new agent takes over from an old one so: whoever connects from now on reaches the new one, and what the old one has
+    accepted, it finishes. Raises AgentError.
+    """
+    folder = os.path.dirname(path)
+    try:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        os.chmod(folder, 0o700)
+        if os.path.lexists(path) and not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise AgentError(f"{path} is there already and is no socket")
+        new = f"{path}.{os.getpid()}"
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        # Bound beside and renamed: at no moment is there no socket at `path`.
+        sock.bind(new)
+        os.chmod(new, 0o600)
+        sock.listen(BACKLOG)
+        os.rename(new, path)
+    except OSError as error:
+        raise AgentError(f"listening at {path}: {error.strerror}") from error
+    return sock
+
+
+class Server:
+    """Serves one listening socket until `stop()`."""
+
+    def __init__(self, sock: socket.socket, handler: Handler, on_refused: Callable[[str], None] = lambda _reason: None) -> None:
+        self._sock = sock
+        self._handler = handler
+        self._on_refused = on_refused
+        self._places = threading.BoundedSemaphore(AT_ONCE)
+        self._stopping = threading.Event()
+
+    def run(self) -> None:
+        """Accept until `stop()`; then wait for what was begun."""
+        while not self._stopping.is_set():
+            self._places.acquire()
+            try:
+                connection, _ = self._sock.accept()
+            except OSError:  # shut down by stop(), or out of descriptors
+                self._places.release()
+                self._stopping.wait(0.1)
+                continue
+            threading.Thread(target=self._serve, args=(connection,), name="request", daemon=True).start()
+        for _ in range(AT_ONCE):
+            self._places.acquire()
+
+    def stop(self) -> None:
+        """Accept no more. What waits in the queue is closed unanswered, and the shim asks whoever listens then."""
+        self._stopping.set()
+        self._sock.shutdown(socket.SHUT_RDWR)
+        self._sock.close()
+
+    def _serve(self, connection: socket.socket) -> None:
+        try:
+            with connection:
+                connection.settimeout(RECEIVE_S)
+                self._answer(connection)
+        except (OSError, wire.WireError) as error:
+            self._on_refused(str(error))
+        finally:
+            self._places.release()
+
+    def _answer(self, connection: socket.socket) -> None:
+        pid, uid, _ = PEER_CREDENTIALS.unpack(
+            connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, PEER_CREDENTIALS.size)
+        )
+        if uid != 0:
+            raise wire.WireError(f"process {pid} of uid {uid} asked; only root may")
+        received = receive(connection)
+        try:
+            environment = dict(received.environment)
+            if received.netns >= 0:
+                environment["CNI_NETNS"] = f"/proc/self/fd/{received.netns}"
+            status, stdout, stderr = self._handler(environment, received.stdin)
+        finally:
+            if received.netns >= 0:
+                os.close(received.netns)
+        connection.sendall(wire.answer(status, stdout, stderr))
+
+
+def receive(connection: socket.socket) -> Received:
+    """One request. Raises OSError or WireError; then no descriptor is left open."""
+    space = socket.CMSG_SPACE(DESCRIPTORS.size)
+    head, ancillary, _, _ = connection.recvmsg(wire.REQUEST_HEAD, space)
+    descriptors = [
+        number
+        for level, kind, content in ancillary
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS)
+        for (number,) in DESCRIPTORS.iter_unpack(content[: len(content) // DESCRIPTORS.size * DESCRIPTORS.size])
+    ]
+    try:
+        if len(head) < wire.REQUEST_HEAD:
+            head += _rest(connection, wire.REQUEST_HEAD - len(head))
+        environment, stdin = wire.read_request(head, _rest(connection, wire.request_size(head)))
+    except BaseException:
+        for number in descriptors:
+            os.close(number)
+        raise
+    for number in descriptors:
+        os.set_inheritable(number, False)
+    return Received(environment, stdin, descriptors[0] if descriptors else -1)
+
+
+def _rest(connection: socket.socket, size: int) -> bytes:
+    parts = []
+    while size:
+        part = connection.recv(size)
+        if not part:
+            raise wire.WireError("the request ended early")
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)

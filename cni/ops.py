@@ -1,0 +1,83 @@
+"""What the plugin does to the kernel: by `interceptor.capture`, in the pod's network namespace."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Protocol
+
+from cni import pod, protocol
+from cni.entry import Entry
+from cni.pod import Capture, Decision
+from cni.protocol import CniError, Request
+from interceptor import capture, netns
+from interceptor.errors import ConfigError, InterceptorError, Problem
+
+
+class Ops(Protocol):
+    """The verbs behind the commands. All raise InterceptorError."""
+
+    def refuse_own_netns(self, request: Request) -> None:
+        """Raise CniError when the pod's namespace is the caller's own (skel's check; CNI_NETNS_OVERRIDE allows it)."""
+
+    def decide(self, request: Request, entry: Entry) -> Decision:
+        """Whether and how this pod is captured."""
+
+    def enable(self, request: Request, wanted: Capture) -> Iterable[str]:
+        """Write the rules, read back; gives warnings."""
+
+    def differences(self, request: Request, wanted: Capture) -> list[str]:
+        """How the kernel differs from the plan; empty when it does not."""
+
+    def disable(self, request: Request) -> None:
+        """Take away what is ours; succeeds when there is nothing."""
+
+    def status(self, entry: Entry) -> None:
+        """Raise CniError when an ADD would fail now."""
+
+
+class InProcess:
+    """The verbs carried out by this process."""
+
+    def refuse_own_netns(self, request: Request) -> None:
+        """See Ops."""
+        if not request.may_be_own_netns and netns.identity(request.netns) == netns.identity():
+            raise CniError(protocol.INVALID_NETNS, f"CNI_NETNS {request.netns} is the network namespace of the runtime itself")
+
+    def decide(self, request: Request, entry: Entry) -> Decision:
+        """See Ops."""
+        return pod.decide(request, entry)
+
+    def enable(self, request: Request, wanted: Capture) -> Iterable[str]:
+        """See Ops."""
+        return capture.enable(wanted.config, netns=request.netns, resolvers=_resolvers(wanted)).warnings
+
+    def differences(self, request: Request, wanted: Capture) -> list[str]:
+        """See Ops."""
+        found = capture.check(wanted.config, netns=request.netns, resolvers=_resolvers(wanted))
+        return [str(difference) for difference in found.differences]
+
+    def disable(self, request: Request) -> None:
+        """See Ops."""
+        # A dead pid, a namespace that was deleted, a file that was left: nothing to take rules from.
+        if os.path.exists(request.netns):
+            capture.disable(netns=request.netns)
+
+    def status(self, entry: Entry) -> None:
+        """See Ops."""
+        decision = pod.decide(Request("STATUS"), entry)
+        try:
+            if isinstance(decision, Capture):
+                capture.usable(decision.config)
+        except InterceptorError as error:
+            raise CniError(protocol.NOT_AVAILABLE, "this host cannot write capture rules", str(error)) from error
+
+
+def _resolvers(wanted: Capture) -> tuple[str, ...]:
+    if wanted.config.dns == "resolv-conf" and wanted.resolvers is None:
+        expected = (
+            'the runtime does not say the pod\'s name servers: declare the capability ("capabilities": {"dns": true}) '
+            "or capture DNS to any server with all"
+        )
+        raise ConfigError([Problem("capture.dns", "resolv-conf", expected)])
+    return wanted.resolvers or ()

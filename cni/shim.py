@@ -1,0 +1,136 @@
+"""Hand a request to the node agent. Runs once for each pod, so it imports next to nothing: no json, no dataclasses, no logging.
+
+Failing closed is decided here: without the agent an ADD is answered "try again later" (11), a DEL or GC ends well.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+
+from cni import wire
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+
+# The runtime waits for minutes and is not told what it waits for; DEL must not hold up a pod's end.
+DEADLINE_S = {"ADD": 30.0, "CHECK": 10.0, "STATUS": 5.0, "DEL": 4.0, "GC": 4.0}
+# An agent that is being replaced is away for less than a second.
+RETRY_FIRST_S = 0.05
+RETRY_MOST_S = 1.0
+NETNS = "/proc/self/ns/net"
+SELF_NETNS = 8  # protocol.INVALID_NETNS; that module costs 10 ms
+TRY_AGAIN_LATER = 11
+NOT_AVAILABLE = 50
+
+Outcome = tuple[int, bytes, bytes]
+
+
+def call(environment: Mapping[str, str], stdin: bytes, path: str) -> Outcome:
+    """(exit status, stdout, stderr) of a request, from the agent at `path` or, when it cannot be had, from here."""
+    command = environment.get("CNI_COMMAND", "")
+    deadline = time.monotonic() + DEADLINE_S.get(command, DEADLINE_S["ADD"])
+    namespace, refusal = _open_netns(command, environment, stdin)
+    if refusal is not None:
+        return refusal
+    try:
+        try:
+            message = wire.request(environment, stdin)
+        except wire.WireError as error:
+            return _without_agent(command, stdin, str(error))
+        return _ask(command, message, stdin, path, namespace, deadline)
+    finally:
+        if namespace is not None:
+            os.close(namespace)
+
+
+def _ask(command: str, message: bytes, stdin: bytes, path: str, namespace: int | None, deadline: float) -> Outcome:
+    pause = RETRY_FIRST_S
+    while True:
+        try:
+            return _exchange(path, message, namespace, deadline)
+        except (OSError, wire.WireError) as error:
+            trouble = f"{path}: {error.strerror or error}" if isinstance(error, OSError) else f"{path}: {error}"
+        # Each command may be carried out twice: an agent that died in the middle is asked again when it is back.
+        if command == "STATUS" or time.monotonic() + pause >= deadline:
+            return _without_agent(command, stdin, trouble)
+        time.sleep(pause)
+        pause = min(pause * 2, RETRY_MOST_S)
+
+
+def _exchange(path: str, message: bytes, namespace: int | None, deadline: float) -> Outcome:
+    import _socket  # socket.py costs 3 ms: selectors, enum
+
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError(None, "no answer in time")
+    sock: socket.socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)  # type: ignore[assignment]
+    try:
+        sock.settimeout(left)
+        sock.connect(path)
+        if namespace is None:
+            sock.sendall(message)
+        else:
+            rights = (_socket.SOL_SOCKET, _socket.SCM_RIGHTS, namespace.to_bytes(4, "little"))  # both our machines are
+            sent = sock.sendmsg([message], [rights])
+            sock.sendall(message[sent:])
+        head = _receive(sock, wire.ANSWER_HEAD)
+        return wire.read_answer(head, _receive(sock, wire.answer_size(head)))
+    finally:
+        sock.close()
+
+
+def _receive(sock: socket.socket, size: int) -> bytes:
+    parts = []
+    while size:
+        part = sock.recv(size)
+        if not part:
+            raise wire.WireError("the agent ended before it had answered")
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
+
+
+def _open_netns(command: str, environment: Mapping[str, str], stdin: bytes) -> tuple[int | None, Outcome | None]:
+    """The pod's namespace as a descriptor, and an answer where there is nothing to ask the agent for."""
+    path = environment.get("CNI_NETNS", "")
+    if not path or command not in ("ADD", "CHECK", "DEL"):
+        return None, None  # whether it may be missing is the agent's to say
+    try:
+        # Nothing but a namespace is opened: opening a FIFO would wait for a writer, opening a device may do anything.
+        found = os.stat(path)
+        is_own = (found.st_dev, found.st_ino) == _own()
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        if command == "DEL":
+            return None, (0, b"", b"")
+        return None, _refusal(stdin, SELF_NETNS, f"CNI_NETNS {path}: {error.strerror}")
+    if is_own and environment.get("CNI_NETNS_OVERRIDE", "").lower() not in ("1", "true"):
+        os.close(descriptor)
+        if command == "DEL":
+            return None, (0, b"", f"CNI_NETNS {path} is the runtime's own network namespace: left as it is\n".encode())
+        return None, _refusal(stdin, SELF_NETNS, f"CNI_NETNS {path} is the network namespace of the runtime itself")
+    return descriptor, None
+
+
+def _own() -> tuple[int, int]:
+    own = os.stat(NETNS)
+    return own.st_dev, own.st_ino
+
+
+def _without_agent(command: str, stdin: bytes, trouble: str) -> Outcome:
+    if command in ("DEL", "GC"):
+        # All that there is to take away is in the pod's own namespace, and goes with it.
+        return 0, b"", f"interceptor-cni: {command} without the node agent: {trouble}\n".encode()
+    code = NOT_AVAILABLE if command == "STATUS" else TRY_AGAIN_LATER
+    return _refusal(stdin, code, "the interceptor node agent cannot be reached", trouble)
+
+
+def _refusal(stdin: bytes, code: int, msg: str, details: str = "") -> Outcome:
+    # What is not on the fast path may take its time.
+    from cni.output import to_bytes
+    from cni.protocol import CniError, error_version
+
+    return 1, to_bytes(CniError(code, msg, details).to_json(error_version(stdin))), b""

@@ -1,0 +1,123 @@
+"""Build the plugin as one static file: Debian's libpython, linked with main.c, with the byte code it needs appended as a zip.
+
+Run by Debian's own Python 3.11 (its byte code must be its library's): /usr/bin/python3.11 cni/static/build.py OUTPUT
+The same input gives the same bytes: no date, no path, no order of a directory goes in. Needs gcc, libpython3.11-dev, zlib1g-dev
+and libexpat1-dev.
+"""
+
+from __future__ import annotations
+
+import io
+import modulefinder
+import os
+import py_compile
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import zipfile
+from pathlib import Path
+
+TREE = Path(__file__).resolve().parent.parent.parent
+VERSION = "3.11"
+# The finder can't see these: they are imported by name.
+CODECS = ("aliases", "ascii", "latin_1", "utf_8")
+# What the finder follows and no code of ours reaches: documentation, other systems, what only a developer runs.
+EXCLUDED = (
+    "argparse asyncio bz2 click csv ctypes doctest email encodings.mbcs getopt gettext importlib.metadata iptc logging lzma "
+    "multiprocessing ntpath optparse pdb psutil py_compile pydoc pyroute2 statistics tarfile tkinter tracemalloc unittest yaml "
+    "zipfile"
+).split()
+STAMP = (1980, 1, 1, 0, 0, 0)
+C_FLAGS = ("-Os", "-Wall", "-Wextra", "-Werror", "-ffile-prefix-map=" + str(TREE) + "=.")
+# The linker notes that NSS needs shared libraries: nothing here asks for a user or host name.
+LINK_FLAGS = ("-static", "-Wl,--build-id=none", "-Wl,--gc-sections", "-s")
+LIBRARIES = ("-lexpat", "-lz", "-lm", "-ldl", "-lpthread", "-lutil")
+
+
+def main(arguments: list[str]) -> int:
+    """Build to the path given."""
+    if sys.version_info[:2] != (3, 11) or len(arguments) != 1:
+        print(f"usage: /usr/bin/python{VERSION} {sys.argv[0]} OUTPUT", file=sys.stderr)
+        return 2
+    output = Path(arguments[0])
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder) / "program"
+        link(program)
+        append_modules(program)
+        put(program, output)
+    print(f"{output}: {output.stat().st_size / 1e6:.1f} MB")
+    return 0
+
+
+def put(program: Path, output: Path) -> None:
+    """Put `program` in the place of `output`, which may be running."""
+    made = output.with_name(output.name + ".new")
+    made.write_bytes(program.read_bytes())
+    made.chmod(0o755)
+    os.replace(made, output)
+
+
+def link(program: Path) -> None:
+    """Compile main.c and link it with the static library of Python."""
+    include = sysconfig.get_path("include")
+    folder = sysconfig.get_config_var("LIBPL")
+    subprocess.run(
+        [
+            shutil.which("gcc") or "/usr/bin/gcc",
+            *C_FLAGS,
+            f"-I{include}",
+            str(TREE / "cni/static/main.c"),
+            f"{folder}/libpython{VERSION}.a",
+            *LINK_FLAGS,
+            *LIBRARIES,
+            "-o",
+            str(program),
+        ],
+        check=True,
+    )
+
+
+def append_modules(program: Path) -> None:
+    """Append a zip with the byte code of all that cni.main can import."""
+    appended = io.BytesIO()
+    with zipfile.ZipFile(appended, "w") as archive, tempfile.TemporaryDirectory() as folder:
+        for name, path in sorted(modules().items()):
+            inside = name.replace(".", "/") + ("/__init__.pyc" if path.name == "__init__.py" else ".pyc")
+            entry = zipfile.ZipInfo(inside, STAMP)
+            entry.external_attr = 0o644 << 16
+            archive.writestr(entry, byte_code(path, inside, folder))
+    with program.open("ab") as file:
+        file.write(appended.getvalue())
+
+
+def modules() -> dict[str, Path]:
+    """Name -> source of each module that cni.main can come to import, which is not built into the library."""
+    finder = modulefinder.ModuleFinder([str(TREE), sysconfig.get_path("stdlib")], excludes=EXCLUDED)
+    finder.run_script(str(TREE / "cni/main.py"))
+    # vars(): the finder's own modules, whose attributes its stubs don't name. Built-in ones have no file.
+    files = {name: vars(module)["__file__"] for name, module in finder.modules.items()}
+    found = {name: Path(file) for name, file in files.items() if file and file.endswith(".py") and name != "__main__"}
+    codecs = {f"encodings.{name}": Path(sysconfig.get_path("stdlib"), "encodings", f"{name}.py") for name in CODECS}
+    return found | codecs | {"cni.main": TREE / "cni/main.py"}
+
+
+def byte_code(path: Path, inside: str, folder: str) -> bytes:
+    """An unchecked hash-based .pyc (PEP 552): no date in it, and nothing to compare with at start."""
+    made = os.path.join(folder, "module.pyc")
+    # Python's own docstrings and assertions go; ours stay, for a traceback that says something.
+    py_compile.compile(
+        str(path),
+        made,
+        dfile=inside.removesuffix("c"),
+        doraise=True,
+        optimize=0 if path.is_relative_to(TREE) else 2,
+        invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
+    )
+    return Path(made).read_bytes()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,73 @@
+"""Messages of nf_tables over netlink: list objects, change them in one transaction. Knows no table of ours or of anybody's.
+
+Numbers from linux/netfilter/nf_tables.h and linux/netfilter/nfnetlink.h.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from interceptor.backends import netlink
+from interceptor.values import Family
+
+NFNL_MSG_BATCH_BEGIN = 0x10
+NFNL_MSG_BATCH_END = 0x11
+NFNL_SUBSYS_NFTABLES = 10
+NFT_MSG_GETTABLE = 1
+NFT_MSG_DELTABLE = 2
+NFT_MSG_GETCHAIN = 4
+NFT_MSG_DELCHAIN = 5
+NFT_MSG_GETRULE = 7
+NFT_MSG_DELRULE = 8
+NFPROTO_INET = 1
+# The table's name has the same number in all three.
+NFTA_TABLE_NAME = NFTA_CHAIN_TABLE = NFTA_RULE_TABLE = 1
+NFTA_CHAIN_NAME = 3
+NFTA_CHAIN_POLICY = 5
+NFTA_CHAIN_USE = 6
+NFTA_RULE_CHAIN = 2
+NFTA_RULE_HANDLE = 3
+NFTA_RULE_EXPRESSIONS = 4
+NFTA_RULE_USERDATA = 7
+ADDRESS_FAMILIES = {Family.V4: socket.AF_INET, Family.V6: socket.AF_INET6}
+_GENERIC = struct.Struct("!BBH")  # struct nfgenmsg; res_id is in network order
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One step of a transaction: an NFT_MSG_, the objects' family (AF_ or NFPROTO_), and which object."""
+
+    kind: int
+    family: int
+    about: bytes
+    flags: int = 0
+
+
+def listed(kind: int, family: int, about: bytes = b"") -> list[bytes]:
+    """The attributes of each object that an NFT_MSG_GET names. Raises OSError."""
+    answers = netlink.dump(netlink.NETLINK_NETFILTER, NFNL_SUBSYS_NFTABLES << 8 | kind, _GENERIC.pack(family, 0, 0) + about)
+    return [answer[_GENERIC.size :] for answer in answers]
+
+
+def change(steps: Sequence[Change]) -> None:
+    """All of `steps` or none. Raises OSError with the first refusal's errno."""
+    batch = _GENERIC.pack(socket.AF_UNSPEC, 0, NFNL_SUBSYS_NFTABLES)
+    messages = [
+        netlink.Message(NFNL_SUBSYS_NFTABLES << 8 | step.kind, _GENERIC.pack(step.family, 0, 0) + step.about, step.flags)
+        for step in steps
+    ]
+    begin, end = netlink.Message(NFNL_MSG_BATCH_BEGIN, batch), netlink.Message(NFNL_MSG_BATCH_END, batch)
+    netlink.transaction(netlink.NETLINK_NETFILTER, begin, messages, end)
+
+
+def name(kind: int, text: str) -> bytes:
+    """A name as an attribute."""
+    return netlink.attr(kind, text.encode() + b"\0")
+
+
+def text(value: bytes) -> str:
+    """A name's attribute as text."""
+    return value.rstrip(b"\0").decode(errors="replace")
