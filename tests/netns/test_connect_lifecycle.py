@@ -20,7 +20,7 @@ from interceptor.bpf import connect, places
 from interceptor.bpf.syscall import object_info
 from interceptor.errors import BackendError, ConfigError, InterceptorError
 from interceptor.netns import entered
-from tests.netns.test_contract_lifecycle import CAPTURED, open_connections, questions, traffic
+from tests.netns.test_contract_lifecycle import CAPTURED, answers, open_connections, questions, traffic
 from tests.rig.capturing import capturing, enable, options
 from tests.rig.client import Answer, ask, ask_all, wait_until
 from tests.rig.connecting import attached, own_bpffs, own_cgroup
@@ -148,7 +148,7 @@ def test_check_names_what_differs(place: Place) -> None:
 )
 def test_reconfiguring_under_traffic_loses_and_leaks_nothing(others: list[dict[str, str]], place: Place) -> None:
     above = place.cgroup.rpartition("/")[0]
-    with capturing(place.w.pod, **place.texts()), open_connections(place.w):
+    with capturing(place.w.pod, **place.texts()), open_connections(questions(place.w), CAPTURED):
         with traffic(questions(place.w)) as ended:
             for more in (*others, {}):
                 texts = place.texts(**{name: text or above for name, text in more.items()})
@@ -157,22 +157,18 @@ def test_reconfiguring_under_traffic_loses_and_leaks_nothing(others: list[dict[s
         assert set(ended) == CAPTURED
 
 
-def test_changing_from_redirect_under_traffic_loses_and_leaks_nothing(place: Place) -> None:
-    # Not from tproxy: open connections need the marks that only its rules set.
-    with capturing(place.w.pod, backend="nft", outbound="redirect"), open_connections(place.w):
-        with traffic(questions(place.w)) as ended:
-            assert enable(place.w.pod, **place.texts()).changed
-        assert set(ended) == CAPTURED
-
-
-@pytest.mark.parametrize("rules", ["redirect", "tproxy"])
-def test_changing_to_rules_under_traffic_loses_and_leaks_nothing(rules: str, place: Place) -> None:
-    by_rules = {"backend": "nft", "outbound": rules}
-    with capturing(place.w.pod, **place.texts()), open_connections(place.w):
-        with traffic(questions(place.w)) as ended:
-            assert enable(place.w.pod, **by_rules).changed
-            assert place.programs() == 0
-        assert set(ended) == CAPTURED
+@pytest.mark.parametrize("inbound", ["redirect", "tproxy"])
+@pytest.mark.parametrize("other", ["redirect", "tproxy", "off"])
+def test_changing_the_mechanism_under_traffic_loses_and_leaks_nothing(other: str, inbound: str, place: Place) -> None:
+    by_rules = {"backend": "nft", "outbound": other, "inbound": inbound}
+    connecting = place.texts(inbound=inbound)
+    for first, second in ((by_rules, connecting), (connecting, by_rules)):
+        before, after = answers(outbound=first["outbound"]), answers(outbound=second["outbound"])
+        with capturing(place.w.pod, **first), open_connections(questions(place.w), before):
+            with traffic(questions(place.w)) as ended:
+                assert enable(place.w.pod, **second).changed
+            assert set(ended) == before | after
+            assert place.programs() == (5 if second is connecting else 0)
 
 
 @pytest.mark.parametrize("first", [{}, {"outbound": "redirect", "capture_cgroup": ""}], ids=["connect", "redirect"])
@@ -271,8 +267,8 @@ def test_killed_while_it_enables_the_first_time(place: Place) -> None:
     before = snapshot(place.w.pod)
     for step in crashes(place, "enable", place.texts(**NEW)):
         assert held(place) is None or place.holds(place.texts(**NEW)), f"step {step}"
-        answers = {ask(place.w.pod, net.at("server")).by for net in NETS.values()}
-        assert len(answers) == 1, f"step {step}: one family alone is captured"
+        by = {ask(place.w.pod, net.at("server")).by for net in NETS.values()}
+        assert len(by) == 1, f"step {step}: one family alone is captured"
         capture.disable(netns=place.w.pod.name)
         assert snapshot(place.w.pod) == before
         assert (place.programs(), os.path.exists(places.root())) == (0, False)
@@ -282,8 +278,7 @@ def test_killed_while_it_disables(place: Place) -> None:
     texts = place.texts()
     enable(place.w.pod, **texts)
     for step in crashes(place, "disable", {}):
-        answers = {ask(place.w.pod, net.at("server")) for net in NETS.values()}
-        assert {answer.by for answer in answers} in ({"outbound"}, {"far"}), f"step {step}"
+        assert {ask(place.w.pod, net.at("server")).by for net in NETS.values()} in ({"outbound"}, {"far"}), f"step {step}"
         if step % 2:
             capture.disable(netns=place.w.pod.name)
             assert place.programs() == 0
