@@ -28,6 +28,7 @@ pytestmark = pytest.mark.netns
 NETS = {"v4": ("10.9.0.1", "10.9.0.2"), "v6": ("fd09::1", "fd09::2")}
 EXCLUDED = 81
 SO_BINDTODEVICE = 25  # asm-generic/socket.h
+IPPROTO_MPTCP = 262  # linux/in.h
 MSG_FASTOPEN = 0x20000000  # linux/socket.h
 TCP_FASTOPEN_CONNECT = 30  # linux/tcp.h
 
@@ -299,3 +300,16 @@ def test_without_a_cgroup_it_says_what_is_missing(place: Place) -> None:
     done = subprocess.run(place.interceptor("init", "--outbound", "connect"), capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "--capture-cgroup" in done.stderr
+
+
+def test_multipath_tcp(proxied: Place) -> None:
+    try:
+        with entered(proxied.pod.path):
+            sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP)
+    except OSError:
+        pytest.skip("this kernel has no MPTCP")
+    with sock, identity(APP_UID, APP_UID):
+        sock.settimeout(5)
+        sock.connect((NETS["v4"][1], 80))
+        assert said(sock) == "far"
+        assert sock.getpeername()[0].startswith("127."), "the one kind of socket that sees the proxy"
