@@ -159,6 +159,7 @@ def _switch_on(wanted: _Wanted, pins: Pins) -> Switched:
             stale.remove()
     with ExitStack() as closing:
         was_on = pins.held() is not None
+        old_cgroup_id = pins.cgroup_ids().get(connect_pins.PROGRAMS[0])
         try:
             maps = pins.maps()
             for each in maps.values():
@@ -167,13 +168,12 @@ def _switch_on(wanted: _Wanted, pins: Pins) -> Switched:
             pins.attach(maps, wanted.cgroup, wanted.cgroup_id)
             _swap(wanted, pins, maps, before)
         except (InterceptorError, OSError):
-            if not was_on and pins.exist:
-                pins.remove()
+            _detach_new(pins, old_cgroup_id if was_on else None)
             raise
         closing.pop_all()
     return Switched(
         changed=True,
-        undo=lambda: _undo(pins, maps, before),
+        undo=lambda: _undo(pins, maps, before, old_cgroup_id),
         finish=lambda: _finish(pins, maps, before, wanted),
     )
 
@@ -196,12 +196,19 @@ def _swap(wanted: _Wanted, pins: Pins, maps: dict[str, Map], before: Map | None)
         policy.close()
 
 
-def _undo(pins: Pins, maps: dict[str, Map], before: Map | None) -> None:
-    if before is None:
-        pins.remove()
-        return
-    special.set_inner(maps["active"], 0, before)
+def _undo(pins: Pins, maps: dict[str, Map], before: Map | None, old_cgroup_id: int | None) -> None:
+    if before is not None:
+        special.set_inner(maps["active"], 0, before)
+    _detach_new(pins, old_cgroup_id if before is not None else None)
     _close(maps, before)
+
+
+def _detach_new(pins: Pins, old_cgroup_id: int | None) -> None:
+    """Leave what was captured before with the cgroup that it was for; None: nothing was."""
+    if old_cgroup_id is not None:
+        pins.settle(old_cgroup_id)
+    elif pins.exist:
+        pins.remove()
 
 
 def _finish(pins: Pins, maps: dict[str, Map], before: Map | None, wanted: _Wanted) -> None:

@@ -10,14 +10,14 @@ import os
 import struct
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 
 from interceptor.bpf import elf, links, places, special
 from interceptor.bpf.maps import ARRAY, Map, MapDefinition, create_map
 from interceptor.bpf.programs import load
 from interceptor.bpf.syscall import object_info
-from interceptor.errors import Unsupported
+from interceptor.errors import BackendError, Unsupported
 from interceptor.render.connect_bytes import KEY_SIZE, MAX_PREFIXES, POLICY_SIZE
 
 POLICY = MapDefinition("policy", ARRAY, 4, POLICY_SIZE, 1)
@@ -43,7 +43,7 @@ class Pins:
 
     def __init__(self, cookie: int) -> None:
         self.cookie = cookie
-        self.directory = places.directory(cookie)
+        self.directory = places.connect_directory(cookie)
 
     @property
     def exist(self) -> bool:
@@ -62,7 +62,11 @@ class Pins:
     def _map(self, definition: MapDefinition) -> Map:
         path = self._path(definition.name)
         if os.path.exists(path):
-            return links.open_pinned_map(path)
+            pinned = links.open_pinned_map(path)
+            if replace(pinned.definition, name=definition.name) == definition:
+                return pinned
+            pinned.close()
+            raise BackendError(f"--outbound connect: {path} is of a version with another layout; run `interceptor clean` first")
         if definition.name in INNER:
             made = special.create_array_of_maps(definition, INNER[definition.name])
         elif definition.kind == special.SK_STORAGE:
@@ -194,8 +198,9 @@ def abandoned() -> Iterator[Pins]:
     except OSError:
         return
     for name in names:
-        if name.isdecimal():
-            pins = Pins(int(name))
+        number = name.removeprefix(places.CONNECT)
+        if number != name and number.isdecimal():
+            pins = Pins(int(number))
             ids = pins.cgroup_ids()
             if ids and not any(ids.values()):
                 yield pins

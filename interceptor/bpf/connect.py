@@ -57,9 +57,13 @@ class Originals:
     """The original destinations of a network namespace, by its cookie. Raises BpfError when nothing captures there."""
 
     def __init__(self, cookie: int) -> None:
-        path = os.path.join(places.directory(cookie), ORIGINALS)
-        if not os.path.exists(path):
-            raise BpfError(f"{path} is not there: run `interceptor init --outbound connect` here before the proxy")
+        path = os.path.join(places.connect_directory(cookie), ORIGINALS)
+        try:
+            os.stat(path)
+        except FileNotFoundError as error:
+            raise BpfError(f"{path} is not there: run `interceptor init --outbound connect` before the proxy") from error
+        except OSError as error:
+            raise BpfError(f"{path}: {error.strerror}; start the proxy as root, it becomes its user afterwards") from error
         self._map: Map = links.open_pinned_map(path)
 
     def find(self, client: SockAddr, proxy: SockAddr) -> Original | None:

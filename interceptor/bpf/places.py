@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 BPFFS = "/sys/fs/bpf"  # where systemd mounts it, and everybody looks
+CONNECT = "connect-"
 
 
 def root() -> str:
@@ -12,6 +13,6 @@ def root() -> str:
     return os.path.join(BPFFS, "interceptor")
 
 
-def directory(netns_cookie: int) -> str:
-    """Where the maps and links of a network namespace are pinned."""
-    return os.path.join(root(), str(netns_cookie))
+def connect_directory(netns_cookie: int) -> str:
+    """Where the maps and links of `--outbound connect` are pinned for a network namespace."""
+    return os.path.join(root(), f"{CONNECT}{netns_cookie}")

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from interceptor.netns import entered
-from tests.rig.client import APP_UID, Answer, ask, wait_until
+from tests.rig.client import APP_UID, Answer, Question, ask, ask_all, wait_until
 from tests.rig.connecting import own_bpffs, own_cgroup
 from tests.rig.net import Pod, pods, wire
 from tests.rig.servers import Server, serving
@@ -313,3 +313,15 @@ def test_multipath_tcp(proxied: Place) -> None:
         sock.connect((NETS["v4"][1], 80))
         assert said(sock) == "far"
         assert sock.getpeername()[0].startswith("127."), "the one kind of socket that sees the proxy"
+
+
+def test_many_connections_at_once(place: Place) -> None:
+    targets = [f"[{net[1]}]:80" if ":" in net[1] else f"{net[1]}:80" for net in NETS.values()]
+    with reported(place):
+        for _ in range(10):
+            asked = [Question(place.pod, to) for to in targets * 100]
+            assert {(answer.by, answer.original_dst) for answer in ask_all(asked, timeout_s=20)} == {
+                ("far", to) for to in targets
+            }
+    assert len(place.flows) == 2000
+    assert place.counters["refused"] == {}

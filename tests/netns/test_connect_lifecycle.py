@@ -16,10 +16,11 @@ from interceptor import capture
 from interceptor.backends import connect as backend
 from interceptor.backends import process
 from interceptor.backends.connect_pins import Held, Pins
-from interceptor.bpf import connect, places
+from interceptor.bpf import connect, links, places, special
+from interceptor.bpf.maps import HASH, MapDefinition, create_map
 from interceptor.bpf.syscall import object_info
-from interceptor.errors import BackendError, ConfigError, InterceptorError
-from interceptor.netns import entered
+from interceptor.errors import BackendError, ConfigError, InterceptorError, Unsupported
+from interceptor.netns import entered, identity
 from tests.netns.test_contract_lifecycle import CAPTURED, answers, open_connections, questions, traffic
 from tests.rig.capturing import capturing, enable, options
 from tests.rig.client import Answer, ask, ask_all, wait_until
@@ -96,8 +97,6 @@ def test_enable_again_touches_nothing(place: Place) -> None:
 
 def ids(place: Place) -> dict[str, bytes]:
     """What the kernel says of each pin, its number included."""
-    from interceptor.bpf import links, special
-
     found: dict[str, bytes] = {}
     directory = place.pins().directory
     for name in os.listdir(directory):
@@ -173,7 +172,8 @@ def test_changing_the_mechanism_under_traffic_loses_and_leaks_nothing(other: str
 
 @pytest.mark.parametrize("first", [{}, {"outbound": "redirect", "capture_cgroup": ""}], ids=["connect", "redirect"])
 def test_refused_rules_undo_the_policy(first: dict[str, str], place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    old, new = place.texts(**first), place.texts(exclude_uids="5-9", inbound="tproxy")
+    above = place.cgroup.rpartition("/")[0]
+    old, new = place.texts(**first), place.texts(exclude_uids="5-9", inbound="tproxy", capture_cgroup=above)
     with capturing(place.w.pod, **old):
         with monkeypatch.context() as patched:
             patched.setattr(process, "run_checked", refuse)
@@ -196,6 +196,51 @@ def test_cgroup_that_is_not_there_changes_nothing(place: Place) -> None:
         with pytest.raises(ConfigError, match="--capture-cgroup"):
             enable(place.w.pod, **place.texts(capture_cgroup=""))
         assert ids(place) == before
+
+
+def test_a_pid_says_which_cgroup(place: Place) -> None:
+    with subprocess.Popen(["ip", "netns", "exec", place.w.pod.name, "sleep", "60"]) as process:
+        try:
+            wait_until(lambda: identity(f"/proc/{process.pid}/ns/net") == identity(place.w.pod.path), "it is in the pod")
+            report = capture.enable(options(backend="nft", outbound="connect"), netns=str(process.pid))
+            assert report.plan.connect is not None
+            assert report.plan.connect.cgroup == place.cgroup
+            assert set(ask_all(questions(place.w))) == CAPTURED
+        finally:
+            process.kill()
+
+
+def test_a_namespace_with_users_of_its_own_is_refused(place: Place) -> None:
+    with subprocess.Popen(["unshare", "--user", "--map-root-user", "--net", "sleep", "60"]) as process:
+        try:
+            wait_until(lambda: identity(f"/proc/{process.pid}/ns/net") != identity(), "it is in a namespace of its own")
+            with pytest.raises(Unsupported, match="user namespace"):
+                capture.enable(options(backend="nft", outbound="connect"), netns=str(process.pid))
+        finally:
+            process.kill()
+
+
+def test_without_a_bpffs_nothing_changes(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    with capturing(place.w.pod, backend="nft"):
+        before = snapshot(place.w.pod)
+        with monkeypatch.context() as patched:
+            patched.setattr(places, "BPFFS", "/tmp")
+            with pytest.raises(Unsupported, match="is no bpffs; mount -t bpf"):
+                enable(place.w.pod, **place.texts())
+        assert snapshot(place.w.pod) == before
+
+
+def test_pins_with_another_layout_are_left_alone(place: Place) -> None:
+    with capturing(place.w.pod, **place.texts()):
+        path = os.path.join(place.pins().directory, "originals")
+        os.unlink(path)
+        other = create_map(MapDefinition("originals", HASH, 4, 4, 1))
+        links.pin(other.descriptor, path)
+        other.close()
+        os.unlink(os.path.join(place.pins().directory, "object"))
+        with pytest.raises(BackendError, match="interceptor clean"):
+            enable(place.w.pod, **place.texts(exclude_uids="5"))
+        assert place.holds(place.texts())
 
 
 def test_options_that_need_packets_are_refused() -> None:
@@ -222,7 +267,7 @@ def test_pins_of_a_cgroup_that_is_gone_are_swept_away(place: Place) -> None:
         os.rmdir(gone)
         wait_until(lambda: not any(pins.cgroup_ids().values()), "the kernel lets go of the cgroup")
         with capturing(place.w.pod, **place.texts()):
-            assert os.listdir(places.root()) == [str(place.pins().cookie)]
+            assert os.listdir(places.root()) == [f"connect-{place.pins().cookie}"]
     assert not os.path.isdir(places.root())
 
 

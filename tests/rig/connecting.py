@@ -79,7 +79,7 @@ def original_of(connection: socket.socket) -> str | None:
     """Where a connection was going before it was rewritten; None when it was not."""
     cookie = connect.netns_cookie_of(connection)
     with suppress(OSError, BpfError):
-        inode = os.stat(os.path.join(places.directory(cookie), connect.ORIGINALS)).st_ino
+        inode = os.stat(os.path.join(places.connect_directory(cookie), connect.ORIGINALS)).st_ino
         if (cookie, inode) not in _opened:
             _opened[cookie, inode] = connect.Originals(cookie)
     client, local = connection.getpeername(), connection.getsockname()
