@@ -13,7 +13,7 @@ from enum import IntEnum
 
 from interceptor.errors import Unsupported
 from interceptor.plan.model import Chain, ConnectCapture, Goto, Jump, Match, Return, Rewrite, Rule
-from interceptor.values import Family, IdRange, Mark, Network, PortRange, Proto, merge
+from interceptor.values import Address, Family, IdRange, Mark, Network, PortRange, Proto, merge
 
 # As in connect.bpf.c
 MAX_LINES = 128
@@ -65,13 +65,14 @@ class Policy:
     lines: tuple[Line, ...]
     mark: Mark | None = None
     cgroup: str | None = None
+    sources: tuple[Address, ...] = ()
 
 
 def compile_policy(capture: ConnectCapture) -> tuple[Policy, tuple[str, ...]]:
     """The policy, and for each of its lines why it is there. Raises Unsupported for more than the programs can hold."""
     compiler = _Compiler(capture)
     compiler.flatten()
-    policy = Policy(tuple(compiler.lists), tuple(compiler.lines), compiler.mark, compiler.cgroup)
+    policy = Policy(tuple(compiler.lists), tuple(compiler.lines), compiler.mark, compiler.cgroup, capture.sources)
     if len(policy.lines) > MAX_LINES or FIRST_LIST + len(policy.lists) > MAX_FACTS:
         raise Unsupported(
             f"--outbound connect: {len(policy.lines)} rules with {len(policy.lists)} different lists; "
@@ -179,13 +180,15 @@ def document(capture: ConnectCapture) -> str:
     policy, whys = compile_policy(capture)
     whose = {None: "processes of a cgroup that is not given yet", "/": "all processes of this network namespace"}
     title = whose.get(capture.cgroup, f"processes of cgroup {capture.cgroup} in this network namespace")
+    whys = (*whys, "unless the socket is bound: what a captured connection comes from")
     lines = (f"  {text}    ({why})" for text, why in zip(texts(policy), whys, strict=True))
     return "\n".join((f"TCP connections of {title}, when they are made; the first line that holds decides:", *lines, ""))
 
 
 def texts(policy: Policy) -> tuple[str, ...]:
     """The lines as an operator reads them. Those of a policy that was read back hold a cgroup's number for its path."""
-    return tuple(f"{number}: {_conditions(policy, line)} -> {_target(line)}" for number, line in enumerate(policy.lines))
+    lines = tuple(f"{number}: {_conditions(policy, line)} -> {_target(line)}" for number, line in enumerate(policy.lines))
+    return (*lines, f"from {' and '.join(str(source) for source in policy.sources) or 'loopback'}")
 
 
 def _conditions(policy: Policy, line: Line) -> str:

@@ -20,7 +20,7 @@ import pytest
 from interceptor.netns import entered
 from tests.rig.client import APP_UID, Answer, Question, ask, ask_all, wait_until
 from tests.rig.connecting import own_bpffs, own_cgroup
-from tests.rig.net import Pod, pods, wire
+from tests.rig.net import Pod, ip, pods, wire
 from tests.rig.servers import Server, serving
 from tests.rig.sockets import identity
 
@@ -71,6 +71,7 @@ def place() -> Iterator[Place]:
     with own_bpffs() as bpffs, own_cgroup("pod") as cgroup, pods(2) as (pod, far), serving() as servers:
         ends = [[f"{net[end]}/{24 if '.' in net[end] else 64}" for net in NETS.values()] for end in (0, 1)]
         wire(pod, far, ("eth0", "eth0"), (ends[0], ends[1]))
+        ip(f"route add default via {NETS['v4'][1]}\nroute add default via {NETS['v6'][1]}\n", pod)
         servers.listen(Server("far", far, uid=0), 80, EXCLUDED)
         servers.listen(Server("app", pod, uid=APP_UID), 80)
         yield Place(pod, far, cgroup, bpffs)
@@ -129,6 +130,7 @@ def test_captured_reported_and_hidden_from_the_application(place: Place, family:
     with reported(place), place.socket(family) as sock, place.socket(family) as direct, identity(APP_UID, APP_UID):
         sock.connect((to, 80))
         assert sock.getpeername()[:2] == (to, 80)
+        assert sock.getsockname()[0] == NETS[family][0]
         assert said(sock) == "far"
         direct.connect((to, EXCLUDED))
         assert said(direct) == "far"
@@ -160,6 +162,7 @@ def test_direct_dial_is_refused_and_counted(place: Place, family: str) -> None:
 def test_v4_mapped_destination_of_an_ipv6_socket(proxied: Place) -> None:
     with proxied.socket("v6") as sock, identity(APP_UID, APP_UID):
         sock.connect(("::ffff:" + NETS["v4"][1], 80))
+        assert sock.getsockname()[0] == "::ffff:" + NETS["v4"][0]
         assert sock.getpeername()[:2] == ("::ffff:" + NETS["v4"][1], 80)
         assert said(sock) == "far"
 

@@ -141,6 +141,7 @@ def facts(config: Config) -> st.SearchStrategy[HostFacts]:
         st.sampled_from(((), resolvers)),
         st.booleans(),
         own_addresses=st.just(own),
+        sources=st.sampled_from([(), (OWN[Family.V6],), tuple(OWN.values())]),
         earlier_routes=earlier.map(tuple),
     )
 

@@ -3,9 +3,12 @@
  * One object for every configuration: the policy is in maps, laid out as interceptor/render/connect_bytes.py does.
  * Without a policy every program here lets everything pass as it is.
  */
+#include <linux/in.h>
+#include <linux/in6.h>
+
 #include "helpers.h"
 
-#define AF_INET 2
+#define AF_INET 2 /* linux/socket.h; the headers here give the structs alone */
 #define AF_INET6 10
 #define SOCK_PROTO_TCP 6
 #define LO_IFINDEX 1 /* the loopback interface, in every network namespace */
@@ -46,6 +49,9 @@ struct policy {
 	u32 mark_mask;
 	u32 sets; /* index in all_sets */
 	u32 rules;
+	u32 source4; /* what captured connections come from; 0 for none */
+	u32 source6[4];
+	u32 unused;
 	struct rule rule[MAX_RULES];
 };
 
@@ -79,6 +85,7 @@ static u64 (*bpf_get_netns_cookie)(void *ctx) = (void *)BPF_FUNC_get_netns_cooki
 static u64 (*bpf_get_current_uid_gid)(void) = (void *)BPF_FUNC_get_current_uid_gid;
 static u64 (*bpf_get_current_ancestor_cgroup_id)(int level) = (void *)BPF_FUNC_get_current_ancestor_cgroup_id;
 static void *(*bpf_sk_storage_get)(void *map, void *sk, void *value, u64 flags) = (void *)BPF_FUNC_sk_storage_get;
+static long (*bpf_bind)(void *ctx, void *address, int size) = (void *)BPF_FUNC_bind;
 static long (*bpf_setsockopt)(void *ctx, int level, int name, void *value, int size) = (void *)BPF_FUNC_setsockopt;
 
 /* A connection that is being made. */
@@ -165,15 +172,12 @@ INLINE int holds(const struct facts *needed, const struct facts *known)
 }
 
 /* The proxy's port, or 0 for what goes on as it is. The first rule that holds decides; GOTO leads forward only. */
-INLINE u32 decide(struct bpf_sock_addr *ctx, const struct attempt *attempt)
+INLINE u32 decide(struct bpf_sock_addr *ctx, const struct policy *policy, const struct attempt *attempt)
 {
-	struct policy *policy = active_policy(ctx);
 	struct facts known = {};
 	u32 next = 0;
 	void *sets;
 
-	if (!policy)
-		return 0;
 	sets = bpf_map_lookup_elem(&all_sets, &policy->sets);
 	if (!sets)
 		return 0;
@@ -229,6 +233,28 @@ INLINE int unbind_interface(struct bpf_sock_addr *ctx)
 	return !ctx->sk->bound_dev_if || !bpf_setsockopt(ctx, SOL_SOCKET, SO_BINDTODEVICE, &none, 1);
 }
 
+/* As if it went where the application thinks: from the pod's address, not from 127.0.0.1, which is what the socket would
+ * show and the proxy would see. An address that is gone makes no difference to where the connection goes. */
+INLINE void bind_source4(struct bpf_sock_addr *ctx, const struct policy *policy)
+{
+	struct sockaddr_in source = {.sin_family = AF_INET, .sin_addr = {policy->source4}};
+
+	if (policy->source4 && !ctx->sk->src_ip4)
+		bpf_bind(ctx, &source, sizeof(source));
+}
+
+INLINE void bind_source6(struct bpf_sock_addr *ctx, const struct policy *policy, u32 family)
+{
+	struct sockaddr_in6 source = {.sin6_family = AF_INET6};
+	u32 mapped[4] = {0, 0, htonl(0xffff), policy->source4};
+	int is_known = family == AF_INET ? policy->source4 : policy->source6[0];
+	struct bpf_sock *sk = ctx->sk;
+
+	copy_bytes(&source.sin6_addr, family == AF_INET ? mapped : policy->source6, 16);
+	if (is_known && !sk->src_ip6[0] && !sk->src_ip6[1] && !sk->src_ip6[2] && !sk->src_ip6[3])
+		bpf_bind(ctx, &source, sizeof(source));
+}
+
 INLINE int is_of_interest(struct bpf_sock_addr *ctx)
 {
 	return ctx->protocol == SOCK_PROTO_TCP && ctx->sk && ctx->sk->bound_dev_if != LO_IFINDEX;
@@ -243,17 +269,19 @@ INLINE int is_mapped(const u32 *address)
 SEC("cgroup/connect4") int connect4(struct bpf_sock_addr *ctx)
 {
 	struct attempt attempt = {.family = AF_INET, .port = ctx->user_port, .address = {ctx->user_ip4}};
+	struct policy *policy;
 	u32 proxy[4] = {};
 	u32 port;
 
-	if (!is_of_interest(ctx))
+	if (!is_of_interest(ctx) || !(policy = active_policy(ctx)))
 		return 1;
-	port = decide(ctx, &attempt);
+	port = decide(ctx, policy, &attempt);
 	if (!port)
 		return 1;
 	proxy[0] = proxy_address(&attempt);
 	if (!remember(ctx, &attempt, port, proxy) || !unbind_interface(ctx))
 		return 0;
+	bind_source4(ctx, policy);
 	ctx->user_ip4 = proxy[0];
 	ctx->user_port = htons(port);
 	return 1;
@@ -263,10 +291,11 @@ SEC("cgroup/connect6") int connect6(struct bpf_sock_addr *ctx)
 {
 	struct attempt attempt = {.family = AF_INET6, .port = ctx->user_port};
 	u32 given[4] = {ctx->user_ip6[0], ctx->user_ip6[1], ctx->user_ip6[2], ctx->user_ip6[3]};
+	struct policy *policy;
 	u32 proxy[4] = {};
 	u32 port;
 
-	if (!is_of_interest(ctx))
+	if (!is_of_interest(ctx) || !(policy = active_policy(ctx)))
 		return 1;
 	if (is_mapped(given)) {
 		/* The kernel goes on with IPv4, and never comes to connect4. */
@@ -275,7 +304,7 @@ SEC("cgroup/connect6") int connect6(struct bpf_sock_addr *ctx)
 	} else {
 		copy_bytes(attempt.address, given, 16);
 	}
-	port = decide(ctx, &attempt);
+	port = decide(ctx, policy, &attempt);
 	if (!port)
 		return 1;
 	if (attempt.family == AF_INET)
@@ -284,6 +313,7 @@ SEC("cgroup/connect6") int connect6(struct bpf_sock_addr *ctx)
 		proxy[3] = htonl(1);
 	if (!remember(ctx, &attempt, port, proxy) || !unbind_interface(ctx))
 		return 0;
+	bind_source6(ctx, policy, attempt.family);
 	if (attempt.family == AF_INET) {
 		ctx->user_ip6[3] = proxy[0];
 	} else {
