@@ -24,7 +24,9 @@ class Problem:
     expected: str
 
     def __str__(self) -> str:
-        return f"{self.option}: {self.value!r}: {self.expected}"
+        text = f"{self.option}: {self.value!r}: {self.expected}"
+        # A file's keys and its name are others' text: no new line, nothing that a terminal obeys.
+        return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
 
 
 class ConfigError(InterceptorError):

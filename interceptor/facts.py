@@ -41,7 +41,9 @@ def look(namespace: str | None = None) -> HostFacts:
 
 def resolv_conf_path(namespace: str | None) -> str:
     """The resolv.conf that processes of the namespace read: ip-netns(8)'s for a named one, the process's for a pid."""
-    if namespace is None or "/" in namespace:
+    # A path of iproute2's is that name.
+    namespace = (namespace or "").removeprefix(f"{netns.NAMED_DIRECTORY}/")
+    if not namespace or "/" in namespace:
         return RESOLV_CONF
     if namespace.isdigit():
         return f"/proc/{namespace}/root{RESOLV_CONF}"

@@ -9,12 +9,16 @@ import fcntl
 import ipaddress
 import socket
 import struct
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeAlias
 
 IpAddress: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 Ancillary: TypeAlias = tuple[int, int, bytes]
+# What the socket module takes and gives for an internet address. In normal form (`normal`), a v4-mapped IPv6 address is the
+# IPv4 address it stands for: then the length tells the family. For where an Address would cost too much: once a connection.
+SockAddr: TypeAlias = tuple[str, int] | tuple[str, int, int, int]
 
 SO_MARK = 36  # asm-generic/socket.h
 SO_ORIGINAL_DST = 80  # linux/netfilter_ipv4.h
@@ -35,6 +39,8 @@ IPV6_TRANSPARENT = 75
 IPV6_FREEBIND = 78
 
 SIOCOUTQ = 0x5411  # linux/sockios.h: bytes written and not yet acknowledged by the peer
+
+V4_MAPPED = "::ffff:"  # RFC 4291 2.5.5.2
 
 TCP_CLOSE = 7  # net/tcp_states.h
 
@@ -62,7 +68,7 @@ class Address:
         return socket.AF_INET if self.ip.version == 4 else socket.AF_INET6
 
     @property
-    def sockaddr(self) -> tuple[str, int] | tuple[str, int, int, int]:
+    def sockaddr(self) -> SockAddr:
         """What `socket.bind` and `socket.connect` take, for a socket of `family`."""
         return (str(self.ip), self.port) if self.ip.version == 4 else (str(self.ip), self.port, 0, self.scope)
 
@@ -72,10 +78,44 @@ def unmapped(ip: IpAddress) -> IpAddress:
     return (ip.ipv4_mapped or ip) if ip.version == 6 else ip
 
 
-def address(sockaddr: tuple[str, int] | tuple[str, int, int, int]) -> Address:
+def address(sockaddr: SockAddr) -> Address:
     """The value of what `getsockname`, `getpeername`, `accept` and `recvmsg` return for an internet socket."""
     host, _, _ = sockaddr[0].partition("%")
     return Address(unmapped(ipaddress.ip_address(host)), sockaddr[1], sockaddr[3] if len(sockaddr) == 4 else 0)
+
+
+def normal(sockaddr: SockAddr) -> SockAddr:
+    """`sockaddr` in normal form: what `address` does, without leaving the socket module's own words."""
+    if len(sockaddr) == 4 and sockaddr[0].startswith(V4_MAPPED) and "." in sockaddr[0]:
+        return (sockaddr[0][len(V4_MAPPED) :], sockaddr[1])
+    return sockaddr
+
+
+def sockaddr_text(sockaddr: SockAddr) -> str:
+    """As str(address(sockaddr)), for the normal form."""
+    if len(sockaddr) == 2:
+        return f"{sockaddr[0]}:{sockaddr[1]}"
+    return f"[{sockaddr[0]}%{sockaddr[3]}]:{sockaddr[1]}" if sockaddr[3] else f"[{sockaddr[0]}]:{sockaddr[1]}"
+
+
+def sockaddr_from_raw(raw: bytes) -> SockAddr:
+    """A kernel `struct sockaddr_in` or `sockaddr_in6` in normal form, as SO_ORIGINAL_DST gives it."""
+    port = raw[2] << 8 | raw[3]
+    if len(raw) == SOCKADDR_IN_SIZE:
+        return (socket.inet_ntoa(raw[4:8]), port)
+    scope = int.from_bytes(raw[24:28], sys.byteorder)
+    return normal((socket.inet_ntop(socket.AF_INET6, raw[8:24]), port, 0, scope))
+
+
+def accept(listener: socket.SocketType, family: int) -> tuple[socket.SocketType, SockAddr]:
+    """As socket.accept() on a stream listener of `family`, at a third of its cost, and non-blocking.
+
+    Raises OSError as accept(2) does, BlockingIOError when nobody waits.
+    """
+    descriptor, peer = listener._accept()  # type: ignore[attr-defined]  # noqa: SLF001 - what socket.accept() itself calls
+    sock = socket.SocketType(family, socket.SOCK_STREAM, 0, descriptor)
+    sock.setblocking(False)
+    return sock, peer
 
 
 def decode_sockaddr(raw: bytes) -> Address:
@@ -96,27 +136,27 @@ def decode_sockaddr(raw: bytes) -> Address:
     raise ValueError(f"a socket address of family {family} and {len(raw)} bytes")
 
 
-def original_dst_v4(sock: socket.socket) -> Address:
+def original_dst_v4(sock: socket.SocketType) -> SockAddr:
     """Where an IPv4 (or v4-mapped) connection was going before REDIRECT. Raises OSError as getsockopt does."""
-    return decode_sockaddr(sock.getsockopt(socket.SOL_IP, SO_ORIGINAL_DST, SOCKADDR_IN_SIZE))
+    return sockaddr_from_raw(sock.getsockopt(socket.SOL_IP, SO_ORIGINAL_DST, SOCKADDR_IN_SIZE))
 
 
-def original_dst_v6(sock: socket.socket) -> Address:
+def original_dst_v6(sock: socket.SocketType) -> SockAddr:
     """Where an IPv6 connection was going before REDIRECT. Raises OSError as getsockopt does."""
-    return decode_sockaddr(sock.getsockopt(socket.IPPROTO_IPV6, IP6T_SO_ORIGINAL_DST, SOCKADDR_IN6_SIZE))
+    return sockaddr_from_raw(sock.getsockopt(socket.IPPROTO_IPV6, IP6T_SO_ORIGINAL_DST, SOCKADDR_IN6_SIZE))
 
 
-def set_transparent(sock: socket.socket) -> None:
+def set_transparent(sock: socket.SocketType) -> None:
     """Let `sock` bind and speak from addresses that are not this host's. Raises PermissionError without CAP_NET_ADMIN."""
     _set_for_family(sock, IP_TRANSPARENT, IPV6_TRANSPARENT)
 
 
-def set_freebind(sock: socket.socket) -> None:
+def set_freebind(sock: socket.SocketType) -> None:
     """Let `sock` bind an address that no interface has (yet)."""
     _set_for_family(sock, IP_FREEBIND, IPV6_FREEBIND)
 
 
-def set_late_port(sock: socket.socket) -> None:
+def set_late_port(sock: socket.SocketType) -> None:
     """Choose the source port at connect, not at bind: one port serves many destinations (ip(7)).
 
     The option is SOL_IP's for both families: inet_bind and inet6_bind read the same flag.
@@ -124,7 +164,7 @@ def set_late_port(sock: socket.socket) -> None:
     sock.setsockopt(socket.SOL_IP, IP_BIND_ADDRESS_NO_PORT, 1)
 
 
-def set_mark(sock: socket.socket, mark: int) -> None:
+def set_mark(sock: socket.SocketType, mark: int) -> None:
     """Give every packet of `sock` the firewall mark `mark`. Raises PermissionError without CAP_NET_ADMIN."""
     sock.setsockopt(socket.SOL_SOCKET, SO_MARK, struct.pack("=I", mark))
 
@@ -169,22 +209,22 @@ def source_address(source: Address) -> list[Ancillary]:
     return [(socket.IPPROTO_IPV6, IPV6_PKTINFO, source.ip.packed + struct.pack("=I", source.scope))]
 
 
-def receive_errors(sock: socket.socket) -> None:
+def receive_errors(sock: socket.SocketType) -> None:
     """Have a datagram socket that is not connected told of ICMP errors, as a connected one is (ip(7) IP_RECVERR)."""
     _set_for_family(sock, IP_RECVERR, IPV6_RECVERR)
 
 
-def reset_on_close(sock: socket.socket) -> None:
+def reset_on_close(sock: socket.SocketType) -> None:
     """Make the coming close() send RST, not FIN."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
 
 
-def pending_error(sock: socket.socket) -> int:
+def pending_error(sock: socket.SocketType) -> int:
     """SO_ERROR, which reading clears: remember what this returns."""
     return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
 
-def unacknowledged(sock: socket.socket) -> int:
+def unacknowledged(sock: socket.SocketType) -> int:
     """How many bytes written to `sock` its peer may still acknowledge; 0 for a connection that is dead."""
     # The state is the first byte of struct tcp_info. A dead connection keeps its counters: SIOCOUTQ alone would never be 0.
     if sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == TCP_CLOSE:
@@ -192,7 +232,7 @@ def unacknowledged(sock: socket.socket) -> int:
     return int(struct.unpack("=i", fcntl.ioctl(sock, SIOCOUTQ, bytes(4)))[0])
 
 
-def _set_for_family(sock: socket.socket, v4_option: int, v6_option: int) -> None:
+def _set_for_family(sock: socket.SocketType, v4_option: int, v6_option: int) -> None:
     if sock.family == socket.AF_INET6:
         sock.setsockopt(socket.IPPROTO_IPV6, v6_option, 1)
     else:

@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
-from interceptor.config import FIELD, FIELDS, Config, Field, Names
+from interceptor.config import FIELD, FIELDS, Config, Field, Names, find_contradictions
 from interceptor.errors import ConfigError, Problem
 
 ANNOTATION_PREFIX = "interceptor.io/"
 ENV_PREFIX = "INTERCEPTOR_"
+FILE_SIZE_MAX = 1 << 20  # a list of all 65535 ports is 382 KB; /dev/zero has no end
 # What Kubernetes sets in every pod for a Service that is called interceptor or interceptor-… (kubelet/envvars/envvars.go).
 # Only the last form could be an option of ours; its value tells: tcp://10.0.0.1:80.
 _SERVICE_NAME = re.compile(r".*_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
@@ -34,9 +35,12 @@ class Given:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """What one source gives: option name -> value, and what is wrong with the source itself."""
+    """What one source gives: option name -> value, and what is wrong with the source itself.
 
-    values: dict[str, Given] = field(default_factory=dict)
+    A value of None: the source means to give one, and nobody can tell which.
+    """
+
+    values: dict[str, Given | None] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
 
@@ -47,6 +51,13 @@ class Resolved:
     config: Config
     origin: dict[str, str]
 
+    def shown(self) -> dict[str, dict[str, str]]:
+        """Option -> its value as text, and where it came from."""
+        return {
+            row.name: {"value": row.kind.show(getattr(self.config, row.name)), "origin": self.origin[row.name]}
+            for row in FIELDS
+        }
+
 
 def resolve(
     *,
@@ -56,11 +67,12 @@ def resolve(
     flags: Mapping[str, Sequence[str]] | None = None,
     names: Names | None = None,
     objects: Sequence[Layer] = (),
+    judge: Callable[[Mapping[str, Any]], Iterable[Problem]] = lambda _good: (),
 ) -> Resolved:
     """One Config from all sources; None for `environment` is this process's own, `objects` come after the files.
 
-    Raises one ConfigError with all problems. Values that another source overrides are not judged, nor are contradictions
-    between values before each of them is right by itself.
+    Raises one ConfigError with all problems: bad sources, bad values, and contradictions between those that are good. Values
+    that another source overrides are not judged. `judge` is told the good values, to add problems of its own.
     """
     layers = [
         # Precedence: default < file (later over earlier) < environment < annotation < flag.
@@ -72,21 +84,22 @@ def resolve(
     ]
     given = {name: value for layer in layers for name, value in layer.values.items()}
     problems = [problem for layer in layers for problem in layer.problems]
-    values = _parse(given, names or local_names(), problems)
+    good = {row.name: row.default for row in FIELDS if row.name not in given}
+    good |= _parse(given, names or local_names(), problems)
+    places = {FIELD[name].flag: value.place for name, value in given.items() if value is not None}
+    problems += (replace(found, option=places.get(found.option, found.option)) for found in find_contradictions(good))
+    problems += judge(good)
     if problems:
         raise ConfigError(problems)
-    try:
-        config = Config(**values)
-    except ConfigError as error:
-        places = {FIELD[name].flag: value.place for name, value in given.items()}
-        located = [replace(problem, option=places.get(problem.option, problem.option)) for problem in error.problems]
-        raise ConfigError(located) from None
-    return Resolved(config, {row.name: given[row.name].origin if row.name in given else "default" for row in FIELDS})
+    origin = {name: value.origin for name, value in given.items() if value is not None}
+    return Resolved(Config(**good), {row.name: origin.get(row.name, "default") for row in FIELDS})
 
 
-def _parse(given: Mapping[str, Given], names: Names, problems: list[Problem]) -> dict[str, Any]:
+def _parse(given: Mapping[str, Given | None], names: Names, problems: list[Problem]) -> dict[str, Any]:
     values = {}
     for name, value in given.items():
+        if value is None:
+            continue
         try:
             values[name] = FIELD[name].kind.parse(value.text, names)
         except ValueError as error:
@@ -126,18 +139,21 @@ def _from_names(given: Mapping[str, str], known: Mapping[str, Field], source: st
         if name in known:
             layer.values[known[name].name] = Given(text, f"{source} {name}", name)
         else:
-            layer.problems.append(_unknown(name, text, name, known))
+            _add_unknown(layer, name, text, name, known)
     return layer
 
 
-def _unknown(place: str, value: str, written: str, known: Iterable[str]) -> Problem:
+def _add_unknown(layer: Layer, place: str, value: str, written: str, known: Mapping[str, Field]) -> None:
     import difflib  # 2 ms
 
     close = difflib.get_close_matches(written, known, n=1)
     hint = f"did you mean {close[0]}?" if close else "`interceptor config` lists all"
-    return Problem(place, value, f"no such option; {hint}")
+    layer.problems.append(Problem(place, value, f"no such option; {hint}"))
+    if close:
+        layer.values.setdefault(known[close[0]].name, None)
 
 
+YAML_NULLS = ("", "~", "null", "Null", "NULL")
 # A value in a file: one text, a list of texts, or None for what can't be an option's value.
 _Value: TypeAlias = str | list[str] | None
 
@@ -155,9 +171,9 @@ def from_file(path: str) -> Layer:
     try:
         entries = _entries(_read(path), shown)
     except OSError as error:
-        return Layer(problems=[Problem("--config", path, error.strerror or str(error))])
+        return _unreadable(path, error.strerror or str(error))
     except (ValueError, RecursionError) as error:
-        return Layer(problems=[Problem("--config", path, " ".join(str(error).split()))])
+        return _unreadable(path, " ".join(str(error).split()))
     return _from_entries(entries, f"file {shown}")
 
 
@@ -169,27 +185,33 @@ def from_object(found: Mapping[str, object], place: str) -> Layer:
 
 def _from_entries(entries: Iterable[_Entry], origin: str) -> Layer:
     layer = Layer()
-    known = [option.name for option in FIELDS]
     for entry in entries:
-        name = entry.key.replace("-", "_")
-        if name not in FIELD:
-            layer.problems.append(_unknown(entry.place, _shown(entry.value), name, known))
-        elif name in layer.values:
-            layer.problems.append(Problem(entry.place, _shown(entry.value), f"stands at {layer.values[name].place} already"))
-        else:
-            _add(layer, FIELD[name], entry, origin)
+        _add(layer, entry, origin)
     return layer
 
 
-def _add(layer: Layer, option: Field, entry: _Entry, origin: str) -> None:
-    value = entry.value
-    if isinstance(value, list) and option.kind.separator is not None:
-        value = option.kind.separator.join(value)
-    if isinstance(value, str):
-        layer.values[option.name] = Given(value, origin, entry.place)
+def _unreadable(path: str, reason: str) -> Layer:
+    # It may have meant to give any option.
+    return Layer(dict.fromkeys(FIELD), [Problem("--config", path, reason)])
+
+
+def _add(layer: Layer, entry: _Entry, origin: str) -> None:
+    name, value = entry.key.replace("-", "_"), entry.value
+    if name not in FIELD:
+        _add_unknown(layer, entry.place, _shown(value), name, FIELD)
+        return
+    separator = FIELD[name].kind.separator
+    if isinstance(value, list) and separator is not None:
+        value = separator.join(value)
+    before = layer.values.get(name)
+    if before is not None:
+        layer.problems.append(Problem(entry.place, _shown(entry.value), f"stands at {before.place} already"))
+    elif isinstance(value, str):
+        layer.values[name] = Given(value, origin, entry.place)
     else:
-        wanted = "one value" if option.kind.separator is None else "one value or a list of them"
+        wanted = "one value" if separator is None else "one value, or a list of them ([] for none)"
         layer.problems.append(Problem(entry.place, _shown(entry.value), f"takes {wanted}; leave the key out for the default"))
+        layer.values[name] = None
 
 
 def _shown(value: _Value) -> str:
@@ -197,10 +219,17 @@ def _shown(value: _Value) -> str:
 
 
 def _read(path: str) -> str:
+    """Raises OSError, or ValueError for what can be no configuration."""
+    if path == "-" and sys.stdin is None:
+        raise ValueError("standard input is closed")
     if path == "-":
-        return sys.stdin.read()
-    with open(path, encoding="utf-8-sig") as file:
-        return file.read()
+        read = sys.stdin.buffer.read(FILE_SIZE_MAX + 1)
+    else:
+        with open(path, "rb") as file:
+            read = file.read(FILE_SIZE_MAX + 1)
+    if len(read) > FILE_SIZE_MAX:
+        raise ValueError(f"larger than {FILE_SIZE_MAX} bytes: not a file of options")
+    return read.decode("utf-8-sig")
 
 
 def _entries(text: str, path: str) -> list[_Entry]:
@@ -248,7 +277,8 @@ def _yaml_entries(text: str, path: str) -> Iterator[_Entry]:
         raise ValueError("a YAML mapping is wanted: option names and their values")  # noqa: TRY004
 
     def scalar(node: object) -> str | None:
-        if not isinstance(node, yaml.ScalarNode) or (node.style is None and node.value in ("~", "null", "Null", "NULL")):
+        # A key with nothing behind it is null to YAML: forgotten, most likely, and not a wish for an empty list.
+        if not isinstance(node, yaml.ScalarNode) or (node.style is None and node.value in YAML_NULLS):
             return None
         return str(node.value)
 

@@ -12,7 +12,7 @@ from interceptor.plan.walk import Fate, Packet, walk
 from interceptor.values import Address as Ip
 from interceptor.values import Proto
 
-RIGHT_ALIGNED = frozenset({"SENT", "RECEIVED", "TOOK"})
+RIGHT_ALIGNED = frozenset({"UID", "SENT", "RECV", "TOOK"})
 UNKNOWN = {"dns": "a DNS server"}  # what a record without an original destination went to
 COMMAND_WIDTH = 20
 KIB = 1024
@@ -34,9 +34,6 @@ class Rule:
     fate: Fate
     why: str
     option: str
-
-    def __str__(self) -> str:
-        return f"{self.why} ({self.option})" if self.option else self.why
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +86,10 @@ def parse_address(text: str) -> tuple[Ip, int]:
 
 
 def lines(seen: Iterable[Seen]) -> list[str]:
-    """The table, its heading first. A column that says nothing is left out."""
+    """The table, its heading first, in 120 columns unless names are long. A column that says nothing is left out.
+
+    It is short where `as_json` is not: the rule by its option, which says the direction too; an end only when it is unusual.
+    """
     rows = [_row(one) for one in seen]
     columns = [name for name in (rows[0] if rows else ()) if any(row[name] for row in rows)]
     widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in columns}
@@ -103,26 +103,27 @@ def _row(seen: Seen) -> dict[str, str]:
         "TIME": (record.get("time") or "").partition("T")[2].rstrip("Z"),
         "POD": seen.pod,
         "WHO": _who(record),
-        "DIRECTION": str(record["direction"]),
+        "UID": "" if record.get("uid") is None else str(record["uid"]),
         "DESTINATION": str(record["original_dst"] or UNKNOWN.get(record["direction"], "?")),
-        "RULE": str(seen.rule),
+        "RULE": seen.rule.option or seen.rule.why,
         "SENT": "" if direct else amount(record["bytes_sent"]),
-        "RECEIVED": "" if direct else amount(record["bytes_received"]),
+        "RECV": "" if direct else amount(record["bytes_received"]),
         "TOOK": "" if direct else f"{record['duration_ms']:.1f} ms",
         "END": "direct" if direct else _end(record),
     }
 
 
 def _who(record: Mapping[str, Any]) -> str:
-    uid, pid, command = record.get("uid"), record.get("pid"), record.get("command") or ""
+    pid, command = record.get("pid"), record.get("command") or ""
     program = command.partition(" ")[0].rpartition("/")[2][:COMMAND_WIDTH]
-    process = program if pid is None else f"{program}[{pid}]"
-    return " ".join(part for part in (process, "" if uid is None else f"uid {uid}") if part) or "?"
+    return (program if pid is None else f"{program}[{pid}]") or "?"
 
 
 def _end(record: Mapping[str, Any]) -> str:
     reason = str(record["reason"]).replace("_", " ")
-    return f"{reason}: {record['error']}" if record.get("error") else reason
+    if record.get("error"):
+        return f"{reason}: {record['error']}"
+    return "" if reason == "closed" else reason
 
 
 def _aligned(row: Mapping[str, str], widths: Mapping[str, int]) -> str:

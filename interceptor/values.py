@@ -22,6 +22,8 @@ IFNAME_SIZE = 15  # IFNAMSIZ is 16 with the terminating NUL: linux/if.h
 # What the kernel's dev_valid_name() allows, less what nft and iptables give a meaning of their own (quotes, '+', '!').
 _IFNAME = re.compile(r"[A-Za-z0-9_.@-]+")
 
+_MARK = re.compile(r"0[xX][0-9a-fA-F]{1,10}|0|[1-9][0-9]{0,9}")
+
 NameLookup: TypeAlias = Callable[[str], int]
 
 
@@ -145,6 +147,14 @@ def parse_ids(text: str, lookup: NameLookup) -> tuple[IdRange, ...]:
     return merge(_each(text, lambda item: IdRange(*_bounds(item, parse_id))))
 
 
+def parse_id(text: str, lookup: NameLookup) -> int:
+    """One user's (or group's) id, by number or name."""
+    found = parse_ids(text, lookup)
+    if len(found) != 1 or found[0].first != found[0].last:
+        raise ValueError("one number or name is wanted")
+    return found[0].first
+
+
 def parse_cidrs(text: str) -> tuple[Network, ...]:
     """Addresses and CIDRs of both families in a comma list; host bits must be zero. `*` alone gives ()."""
     if text.strip() == "*":
@@ -176,17 +186,21 @@ def parse_ifname(text: str) -> str:
 
 def parse_mark(text: str) -> Mark:
     """VALUE[/MASK], decimal or 0x-hexadecimal, 32 bits; the value must lie within the mask and be non-zero."""
-    value_text, slash, mask_text = text.strip().partition("/")
-    try:
-        value = int(value_text, 0)
-        mask = int(mask_text, 0) if slash else MAX_MARK
-    except ValueError as error:
-        raise ValueError("a mark is VALUE or VALUE/MASK, decimal or 0x…") from error
+    value_text, slash, mask_text = text.partition("/")
+    value, mask = mark_number(value_text), mark_number(mask_text) if slash else MAX_MARK
+    if value is None or mask is None:
+        raise ValueError("a mark is VALUE or VALUE/MASK, decimal or 0x…")
     if not 1 <= value <= MAX_MARK or not 1 <= mask <= MAX_MARK:
         raise ValueError("a mark and its mask are numbers from 1 to 0xffffffff")
     if value & ~mask:
         raise ValueError("the mark has bits outside its mask")
     return Mark(value, mask)
+
+
+def mark_number(text: str) -> int | None:
+    """One number of a mark, decimal or 0x-hexadecimal; None for what is none, or has more than 10 digits."""
+    # int() would also take "1_0", "0b1" and other scripts' digits.
+    return int(text, 0) if _MARK.fullmatch(text.strip()) else None
 
 
 def parse_uid_rules(text: str, lookup: NameLookup) -> tuple[UidRule, ...]:

@@ -11,14 +11,16 @@ import struct
 from collections.abc import Iterable
 from typing import TypeAlias
 
-from interceptor.backends import netlink
+from interceptor.backends import hints, netlink
 from interceptor.errors import BackendError, Unsupported
 from interceptor.plan.model import TIMEOUTS, TimeoutPolicy, timeout_name
 from interceptor.values import Family
 
 Policy: TypeAlias = tuple[TimeoutPolicy, Family]
 
+NFNL_SUBSYS_CTNETLINK = 1  # linux/netfilter/nfnetlink.h
 NFNL_SUBSYS_CTNETLINK_TIMEOUT = 8
+IPCTNL_MSG_CT_GET_STATS_CPU = 4  # linux/netfilter/nfnetlink_conntrack.h
 IPCTNL_MSG_TIMEOUT_NEW = 0
 IPCTNL_MSG_TIMEOUT_GET = 1
 IPCTNL_MSG_TIMEOUT_DELETE = 2
@@ -107,11 +109,18 @@ def _create(policy: Policy) -> None:
         netlink.request(netlink.NETLINK_NETFILTER, [message])
     except OSError as error:
         if error.errno in _NOT_IN_KERNEL:
-            raise Unsupported(
-                "this kernel has no conntrack timeout policies for iptables (CONFIG_NF_CT_NETLINK_TIMEOUT, module "
-                "nfnetlink_cttimeout): load or build it, or use --no-conntrack-timeouts, at a price"
-            ) from error
+            missing = hints.CT_TIMEOUT if _has_conntrack() else hints.CONNTRACK
+            raise Unsupported(f"creating conntrack timeout policies for iptables: {hints.lacks([missing])}") from error
         raise BackendError(f"creating conntrack timeout policy {timeout_name(*policy)}: {error.strerror}") from error
+
+
+def _has_conntrack() -> bool:
+    """Whether connections are tracked at all. Policies were refused: the kernel has tried its modules."""
+    try:
+        netlink.dump(netlink.NETLINK_NETFILTER, NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET_STATS_CPU, _HEADER)
+    except OSError:
+        return False
+    return True
 
 
 def _delete(policy: Policy) -> bool:

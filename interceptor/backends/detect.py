@@ -8,12 +8,13 @@ from typing import Literal
 
 from interceptor.backends import nft_table, process
 from interceptor.config import Backend
-from interceptor.errors import BackendError, ConfigError, Problem
+from interceptor.errors import ConfigError, Problem, Unsupported
 
 # "connect" writes no rules: for a plan that has none.
-BackendName = Literal["nft", "iptables-nft", "iptables-legacy", "libiptc", "connect"]
+RuleBackendName = Literal["nft", "iptables-nft", "iptables-legacy", "libiptc"]
+BackendName = RuleBackendName | Literal["connect"]
 # In order of preference.
-NAMES: tuple[BackendName, ...] = ("nft", "iptables-nft", "iptables-legacy", "libiptc")
+NAMES: tuple[RuleBackendName, ...] = ("nft", "iptables-nft", "iptables-legacy", "libiptc")
 PROGRAMS: dict[BackendName, tuple[str, ...]] = {
     "nft": ("nft",),
     "iptables-nft": ("iptables-nft-restore", "iptables-nft-save", "ip6tables-nft-restore", "ip6tables-nft-save"),
@@ -52,7 +53,7 @@ def _has_python_iptables() -> bool:
 
 
 def choose(wish: Backend, missing: dict[BackendName, str], *, needs_nft: bool) -> Choice:
-    """The backend for `wish`. Raises ConfigError for a wish that can't be met, BackendError when nothing can be used."""
+    """The backend for `wish`. Raises ConfigError for a wish that can't be met, Unsupported when nothing can be used."""
     if wish != "auto":
         if wish in missing:
             usable = ", ".join(name for name in NAMES if name not in missing) or "none"
@@ -63,8 +64,10 @@ def choose(wish: Backend, missing: dict[BackendName, str], *, needs_nft: bool) -
         if name not in missing:
             passed = [f"{missing[other]}" for other in NAMES[: NAMES.index(name)]]
             return Choice(name, "; ".join(passed) or "nft is installed: one transaction for both IP families")
-    reasons = "; ".join(missing[name] for name in candidates)
-    raise BackendError(f"nothing here can write rules: {reasons}. Install the package nftables (or iptables)")
+    if needs_nft:
+        raise Unsupported(f"only nft matches --proxy-cgroup: {missing['nft']}. Install the package nftables")
+    reasons = "; ".join(dict.fromkeys(missing[name] for name in candidates))
+    raise Unsupported(f"nothing here can write rules: {reasons}. Install the package nftables (or iptables)")
 
 
 def may_hold(name: BackendName) -> bool:

@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 
 from interceptor.backends import builtin_chains, cttimeout, process
 from interceptor.backends.base import Observed, compare
-from interceptor.errors import BackendError, InterceptorError
+from interceptor.errors import BackendError, InterceptorError, Unsupported
 from interceptor.plan.model import TIMEOUTS, Plan, timeout_name
 from interceptor.render import iptables, iptables_save
 from interceptor.render.iptables import TableRules
@@ -110,7 +110,7 @@ class IptablesBackend:
         wanted = {family: iptables.rules(plan, family) for family in Family}
         uncoverable = [family.value for family in Family if wanted[family] and family not in before]
         if uncoverable:
-            raise BackendError(f"rules for IP{uncoverable[0]} are wanted, but this kernel has no IP{uncoverable[0]}")
+            raise Unsupported(f"rules for IP{uncoverable[0]} are wanted, but this kernel has no IP{uncoverable[0]}")
         begun: list[Family] = []
         try:
             cttimeout.ensure(_users_of_timeouts(wanted))
@@ -155,7 +155,8 @@ class IptablesBackend:
             ) from cause
         if touched:
             names = " and ".join(f"IP{family.value}" for family in touched)
-            raise BackendError(f"{cause}; {names} rules were put back to what they were") from cause
+            kind = Unsupported if isinstance(cause, Unsupported) else BackendError
+            raise kind(f"{cause}; {names} rules were put back to what they were") from cause
 
     def _put_back(self, family: Family, wanted: Tables) -> bool:
         now = iptables_save.parse(self._tool.save(family))

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from interceptor.backends import process
+from interceptor.backends import hints, process
 from interceptor.backends.iptables import HAS_V6, LOCK_WAIT_S, IptablesBackend
 from interceptor.errors import BackendError
 from interceptor.values import Family
@@ -66,7 +66,7 @@ class Libiptc:
         except ValueError as error:
             raise BackendError(f"{doing}: the worker's answer is not JSON: {printed[:200]!r}") from error
         if "error" in answer:
-            raise BackendError(f"{doing}: {answer['error']}")
+            raise hints.explained(doing, "python-iptables", 1, answer["error"])
         return str(answer["text"])
 
     def _worker(self, family: Family) -> process.Child:

@@ -41,7 +41,7 @@ def main() -> int:
         try:
             answer = {"text": save(family) if request["verb"] == "save" else restore(family, request["text"])}
         except Exception as error:  # noqa: BLE001  the edge of a process: the parent raises it as a BackendError
-            answer = {"error": f"{type(error).__name__}: {error}"}
+            answer = {"error": str(error) if isinstance(error, RuntimeError) else f"{type(error).__name__}: {error}"}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
     # python-iptables' handles are freed in any order at exit, which may crash; all that matters is committed.
@@ -93,7 +93,12 @@ def _existing_tables(family: Family) -> list[str]:
 
 # python-iptables has no types.
 def _table(family: Family, name: str) -> Any:
-    import iptc  # 330–400 ms, and it runs ldconfig and gcc
+    try:
+        import iptc  # 330–400 ms, and it runs ldconfig and gcc
+    except (ImportError, OSError, AttributeError) as error:  # AttributeError: a library of another version
+        raise RuntimeError(
+            f"it cannot be loaded ({error}). It needs libxtables, libip4tc and libip6tc: install the package iptables"
+        ) from error
 
     table = (iptc.Table if family is Family.V4 else iptc.Table6)(name, autocommit=False)
     # Objects are cached; one that was committed still holds what it read before.

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import click
 
 from interceptor import capture
-from interceptor.cli.options import ConfiguredCommand, common_options, config_options
+from interceptor.cli import packet
+from interceptor.cli.options import ConfiguredCommand, NotingOption, common_options, config_options
 from interceptor.cli.output import print_json
-from interceptor.cli.packet import describe, packet_from
+from interceptor.errors import Problem
 from interceptor.plan.walk import Outcome, Packet, Step, walk
 from interceptor.render.document import verdict
 from interceptor.sources import Resolved
 
 
+def _judge(own: Mapping[str, Any], _good: Mapping[str, Any]) -> Iterable[Problem]:
+    return packet.read(own)[1]
+
+
 @click.command(cls=ConfiguredCommand)
-@click.option("--proto", type=click.Choice(("tcp", "udp")), default="tcp", show_default=True, help="Transport protocol.")
+@click.option(
+    "--proto", cls=NotingOption, type=click.Choice(("tcp", "udp")), default="tcp", show_default=True, help="Transport protocol."
+)
 @click.option("--src", metavar="ADDRESS", help="Source.  [an address of this host; a stranger's with --in-interface]")
 @click.option("--dst", metavar="ADDRESS", help="Destination.  [an address of this host with --in-interface; else required]")
 @click.option("--dport", metavar="PORT", default="80", show_default=True, help="Destination port.")
@@ -27,16 +36,18 @@ from interceptor.sources import Resolved
 @click.option("--mark", metavar="MARK", default="0", show_default=True, help="The socket's or packet's mark.")
 @click.option("-v", "--verbose", is_flag=True, help="Show every rule that it met.")
 @common_options
-@config_options
+@functools.partial(config_options, judge=_judge)
 def command(resolved: Resolved, netns: str | None, as_json: bool, verbose: bool, **asked: str | None) -> int:
     """Say what becomes of a connection: captured, direct or dropped, and the rule and option behind it."""
-    packet = packet_from(asked, netns)
-    outcome = walk(capture.prepare(resolved.config, netns=netns).plan, packet)
+    said, _ = packet.read(asked)
+    assert said is not None  # else _judge has refused it
+    met = packet.packet_from(said, netns)
+    outcome = walk(capture.prepare(resolved.config, netns=netns).plan, met)
     if as_json:
-        print_json(_document(packet, outcome))
+        print_json(_document(met, outcome))
     else:
         print(f"{outcome.fate}: {outcome.mechanism} to the proxy's port {outcome.port}" if outcome.port else outcome.fate)
-        print(f"  packet  {describe(packet)}")
+        print(f"  packet  {packet.describe(met)}")
         rows = _shown(outcome.deciding) if outcome.deciding else {"why": "no rule of the plan concerns it"}
         print("\n".join(f"  {name:<7} {text}" for name, text in rows.items()))
         for step in outcome.steps if verbose else ():
@@ -52,7 +63,7 @@ def _verdict(step: Step) -> str:
     return " ".join(str(value) for value in verdict(step.rule.verdict).values())
 
 
-def _document(packet: Packet, outcome: Outcome) -> dict[str, Any]:
-    found = {"fate": outcome.fate, "mechanism": outcome.mechanism, "port": outcome.port, "packet": describe(packet)}
+def _document(met: Packet, outcome: Outcome) -> dict[str, Any]:
+    found = {"fate": outcome.fate, "mechanism": outcome.mechanism, "port": outcome.port, "packet": packet.describe(met)}
     trail = [_shown(step) | {"verdict": verdict(step.rule.verdict)} for step in outcome.steps]
     return found | {"deciding": _shown(outcome.deciding) if outcome.deciding else None, "trail": trail}

@@ -1,18 +1,51 @@
-"""Command-line options: those of every command, and those generated from FIELDS. Knows nothing of any single command."""
+"""Command-line options: those of every command, and those generated from FIELDS. Knows nothing of any single command.
+
+click stops at the first bad value. Here each one is noted, and all are told together with what sources.py finds.
+"""
 
 from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import click
 
 from interceptor.config import FIELDS, SWITCH, Field
+from interceptor.errors import ConfigError, Problem
+from interceptor.proxy_options import PROXY_GROUPS
 from interceptor.sources import resolve
 
 Function: TypeAlias = Callable[..., Any]
+# (a command's own options, the good values of FIELDS) -> what is wrong with the former.
+Judge: TypeAlias = Callable[[Mapping[str, Any], Mapping[str, Any]], Iterable[Problem]]
+# In click's ctx.meta.
+NOTED = "interceptor.problems"
+JSON = "interceptor.json"  # whether errors are to be told as JSON
+
+
+class NotingOption(click.Option):
+    """An option whose bad value does not end the parsing; it is None then, and the problem is told later."""
+
+    def process_value(self, ctx: click.Context, value: Any) -> Any:
+        """The value, or None."""
+        try:
+            return super().process_value(ctx, value)
+        except click.BadParameter as error:
+            ctx.meta.setdefault(NOTED, []).append(Problem(self.opts[0], str(value), error.message.rstrip(".")))
+            return None
+
+
+def noted() -> list[Problem]:
+    """What NotingOptions of the command that runs have noted."""
+    return list(click.get_current_context().meta.get(NOTED, ()))
+
+
+def refuse_noted() -> None:
+    """For commands without config_options. Raises ConfigError."""
+    if problems := noted():
+        raise ConfigError(problems)
 
 
 class ConfigOption(click.Option):
@@ -43,7 +76,9 @@ class ConfigOption(click.Option):
 
 
 class ConfiguredCommand(click.Command):
-    """Shows the options of FIELDS in --help under their groups, after the command's own."""
+    """Shows the options of FIELDS in --help under their groups, after the command's own; those of the proxy elsewhere."""
+
+    hidden_groups: tuple[str, ...] = PROXY_GROUPS
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write one section a group."""
@@ -52,7 +87,14 @@ class ConfiguredCommand(click.Command):
         ours = [parameter for parameter in parameters if isinstance(parameter, ConfigOption)]
         _section(ctx, formatter, "Options", own)
         for group, options in itertools.groupby(ours, key=lambda option: option.row.group):
-            _section(ctx, formatter, group, options)
+            if group not in self.hidden_groups:
+                _section(ctx, formatter, group, options)
+
+
+class ProxyCommand(ConfiguredCommand):
+    """A command that has a proxy: shows its options too."""
+
+    hidden_groups = ()
 
 
 def _section(ctx: click.Context, formatter: click.HelpFormatter, title: str, parameters: Any) -> None:
@@ -62,13 +104,28 @@ def _section(ctx: click.Context, formatter: click.HelpFormatter, title: str, par
             formatter.write_dl(records)
 
 
-def common_options(function: Function) -> Function:
-    """Give the command --netns and --json, as `netns: str | None` and `as_json: bool`."""
-    function = click.option("--json", "as_json", is_flag=True, help="Print JSON.")(function)
-    return click.option("--netns", metavar="NAME|PATH|PID", help="Act in this network namespace, not in our own.")(function)
+def common_options(
+    function: Function,
+    *,
+    netns: str = "Act in this network namespace, not in our own.",
+    json: str = "Print JSON.",
+) -> Function:
+    """Give the command --netns and --json, as `netns: str | None` and `as_json: bool`; with help of their own if need be."""
+    function = click.option("--json", "as_json", is_flag=True, help=json, callback=_note_json)(function)
+    return click.option("--netns", metavar="NAME|PATH|PID", help=netns)(function)
 
 
-def config_options(function: Function) -> Function:
+def _note_json(ctx: click.Context, _parameter: click.Parameter, wanted: bool) -> bool:
+    ctx.meta[JSON] = wanted
+    return wanted
+
+
+def nothing_to_judge(_own: Mapping[str, Any], _good: Mapping[str, Any]) -> Iterable[Problem]:
+    """For commands whose own options cannot be wrong together, or with those of FIELDS."""
+    return ()
+
+
+def config_options(function: Function, judge: Judge = nothing_to_judge) -> Function:
     """Give the command --config and every option of FIELDS, all together as `resolved: Resolved`."""
     rows = [ConfigOption(row) for row in FIELDS]
 
@@ -76,7 +133,8 @@ def config_options(function: Function) -> Function:
     def with_config(*args: Any, config_files: tuple[str, ...], **values: Any) -> Any:
         flags = {option.row.name: option.texts(values.pop(option.row.name)) for option in rows}
         given = {name: texts for name, texts in flags.items() if texts}
-        return function(*args, resolved=resolve(files=config_files, flags=given), **values)
+        resolved = resolve(files=config_files, flags=given, judge=lambda good: (*noted(), *judge(values, good)))
+        return function(*args, resolved=resolved, **values)
 
     file_option = click.option(
         "--config",

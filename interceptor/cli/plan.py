@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import click
 
 from interceptor import capture
-from interceptor.cli.options import ConfiguredCommand, common_options, config_options
+from interceptor.cli.options import ConfiguredCommand, NotingOption, common_options, config_options
 from interceptor.cli.output import print_json
 from interceptor.config import Config
-from interceptor.errors import ConfigError, Problem
+from interceptor.errors import Problem
 from interceptor.plan.model import TIMEOUTS, Plan, timeout_name
 from interceptor.render import connect_policy, document, iptables, nft
 from interceptor.sources import Resolved
@@ -19,10 +21,23 @@ from interceptor.values import Family
 FORMATS = ("nft", "iptables", "json")
 
 
+def _judge(own: Mapping[str, Any], good: Mapping[str, Any]) -> Iterator[Problem]:
+    if own["form"] == "iptables" and good.get("proxy_cgroup"):
+        yield Problem("--format", "iptables", "iptables rules match no cgroup, and --proxy-cgroup is given")
+    if own["as_json"] and own["form"] not in (None, "json"):
+        yield Problem("--format", own["form"], "is not what --json prints; give one of the two")
+
+
 @click.command(cls=ConfiguredCommand)
-@click.option("--format", "form", type=click.Choice(FORMATS), help="As what to print it.  [what --backend takes; nft for auto]")
+@click.option(
+    "--format",
+    "form",
+    cls=NotingOption,
+    type=click.Choice(FORMATS),
+    help="As what to print it.  [what --backend takes; nft for auto]",
+)
 @common_options
-@config_options
+@functools.partial(config_options, judge=_judge)
 def command(resolved: Resolved, netns: str | None, as_json: bool, form: str | None) -> int:
     """Print what init would do. Needs no root and changes nothing."""
     print_plan(resolved.config, netns, "json" if as_json else form)
@@ -37,8 +52,6 @@ def print_plan(config: Config, netns: str | None, form: str | None) -> None:
         return
     if form == "nft" or (form is None and config.backend in ("auto", "nft")):
         text = nft.script(plan)
-    elif config.proxy_cgroup is not None:
-        raise ConfigError([Problem("--format", "iptables", "iptables rules match no cgroup, and --proxy-cgroup is given")])
     else:
         text = "".join(_restore(plan, family) for family in Family)
     print("\n".join((*_surroundings(plan), text)), end="")

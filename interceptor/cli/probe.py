@@ -33,6 +33,9 @@ def command(resolved: Resolved, netns: str | None, as_json: bool, strict: bool, 
     for result in results if not as_json else ():
         if result.detail:
             print(f"interceptor: {result.status}: {result.path}: {result.detail}", file=sys.stderr)
+    if not results:
+        print("interceptor: these options capture nothing: there is no path to probe", file=sys.stderr)
+        return 0
     bad = {"failed", "not probed"} if strict or all(result.status == "not probed" for result in results) else {"failed"}
     return FAILED if any(result.status in bad for result in results) else 0
 

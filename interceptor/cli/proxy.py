@@ -3,52 +3,77 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import click
 
 from interceptor import capture
-from interceptor.cli.options import ConfiguredCommand, common_options, config_options
+from interceptor.cli.options import ProxyCommand, common_options, config_options
 from interceptor.config import Config
-from interceptor.errors import ConfigError, Problem
+from interceptor.errors import Problem
 from interceptor.netns import enter_for_good, locate
+from interceptor.proxy import cpus
 from interceptor.proxy.configured import settings as configured
-from interceptor.proxy.flow_log import FlowLog
-from interceptor.proxy.server import Proxy, open_listeners
+from interceptor.proxy.limits import choose_total, raise_descriptor_limit
+from interceptor.proxy.relay.choice import choose
+from interceptor.proxy.serve import serve
 from interceptor.proxy.settings import ListenFamily, ProxySettings
-from interceptor.sources import Resolved
-from interceptor.values import Family
+from interceptor.sources import Resolved, local_names
+from interceptor.values import Family, parse_id
 
 
-@click.command(cls=ConfiguredCommand)
+def _judge(own: Mapping[str, Any], good: Mapping[str, Any]) -> Iterator[Problem]:
+    if all(good.get(name) == "off" for name in ("outbound", "inbound", "dns")):
+        yield Problem("--outbound", "off", "with --inbound off and --dns off too there is nothing to listen for")
+    try:
+        _ids(own["user"] or "root")
+    except ValueError as error:
+        yield Problem("--user", own["user"], f"{error}; UID or UID:GID, or root")
+
+
+@click.command(cls=ProxyCommand)
 @click.option(
     "--user",
     metavar="UID[:GID]",
     help="Become this user once the ports are open; `root` stays. [the first --proxy-uid and -gid]",
 )
-@click.option("--drain-deadline", type=click.FloatRange(0), default=5.0, metavar="S", help="After SIGTERM, wait this long. [5]")
 @common_options
-@config_options
-def command(resolved: Resolved, netns: str | None, as_json: bool, user: str | None, drain_deadline: float) -> int:
+@functools.partial(config_options, judge=_judge)
+def command(resolved: Resolved, netns: str | None, as_json: bool, user: str | None) -> int:
     """Forward captured connections to their original destinations; print one JSON line for each on stdout.
 
     Ends on SIGTERM or SIGINT, when the connections have ended or the deadline has passed. The counters are printed then,
     on stderr (with --json as one JSON document).
     """
-    settings = dataclasses.replace(_settings(resolved.config, netns, user), drain_deadline_s=drain_deadline)
+    settings = _settings(resolved.config, netns, user)
+    workers = resolved.config.workers or cpus.available()
+    relay = choose(settings.relay)
+    limit = choose_total(settings.max_connections, raise_descriptor_limit(), workers)
+    settings = dataclasses.replace(settings, max_connections=limit.connections)
     if netns is not None:
         enter_for_good(locate(netns))
-    listeners = open_listeners(settings)
-    log = FlowLog(sys.stdout.fileno())
-    proxy = Proxy(settings, listeners, lambda flow: log.write(flow.to_json()))
-    names = ", ".join(str(listener) for listener in settings.listeners)
-    proxy.run(lambda: print(f"interceptor: listening: {names}", file=sys.stderr, flush=True))
-    log.close()
-    shown = {**proxy.counters.as_json(), "flow_records_lost": log.lost}
-    print(json.dumps(shown) if as_json else f"interceptor: {shown}", file=sys.stderr)
-    return 0
+    names = [str(listener) for listener in settings.listeners]
+    names += [f"admin {settings.admin_port}"] if settings.admin_port is not None else []
+    said = [
+        f"listening: {', '.join(names)}",
+        f"workers: {workers}",
+        f"relay: {relay.name}: {relay.reason}",
+        f"connections a worker: {limit.connections}: {limit.reason}",
+    ]
+    code, counted = serve(
+        settings,
+        workers,
+        sys.stdout.fileno(),
+        lambda: print(f"interceptor: {'; '.join(said)}", file=sys.stderr, flush=True),
+        resolved.shown(),
+    )
+    print(json.dumps(counted) if as_json else f"interceptor: {counted}", file=sys.stderr)
+    return code
 
 
 def _settings(config: Config, netns: str | None, user: str | None) -> ProxySettings:
@@ -63,10 +88,15 @@ def _identity(config: Config, user: str | None) -> tuple[int, int] | None:
     if os.geteuid() != 0 or user in ("root", "0"):
         return None
     if user is not None:
-        uid, _, gid = user.partition(":")
-        if not (uid.isdigit() and (gid or uid).isdigit()):
-            raise ConfigError([Problem("--user", user, "UID or UID:GID, in numbers, or root")])
-        return int(uid), int(gid or uid)
+        return _ids(user)
     if not config.proxy_uid:
         return None  # known by its mark or cgroup: any user will do
     return config.proxy_uid[0].first, config.proxy_gid[0].first if config.proxy_gid else config.proxy_uid[0].first
+
+
+def _ids(user: str) -> tuple[int, int]:
+    """(uid, gid) as `user` names them. Raises ValueError."""
+    names = local_names()
+    uid, colon, gid = user.partition(":")
+    number = parse_id(uid, names.uid)
+    return number, parse_id(gid, names.gid) if colon else number

@@ -2,25 +2,44 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
-from typing import TextIO
+from collections.abc import Iterator, Mapping
+from typing import Any, TextIO
 
 import click
 
-from interceptor.cli.options import ConfiguredCommand, config_options
+from interceptor.cli.options import ProxyCommand, common_options, config_options
+from interceptor.errors import ConfigError, Problem
 from interceptor.sources import Resolved
 
 
-@click.command(cls=ConfiguredCommand, context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False})
-@click.option("--json", "as_json", is_flag=True, help="Print the flows as JSON lines, on stderr.")
-@click.option(
-    "--flows", type=click.File("w", lazy=False), metavar="FILE", help="Write the flows to FILE as JSON lines; print no table."
-)
+def _judge(own: Mapping[str, Any], good: Mapping[str, Any]) -> Iterator[Problem]:
+    if good.get("outbound") == "off":
+        yield Problem("--outbound", "off", "nothing of the command's would get out; redirect or tproxy")
+    # Whether --flows can be written shows before anything else happens; it is opened, and emptied, after that.
+    path = own["flows"]
+    if path is None or path == "-":
+        return
+    folder = os.path.dirname(path) or "."
+    if os.path.isdir(path):
+        yield Problem("--flows", path, "a file is wanted, and this is a directory")
+    elif not os.access(path if os.path.exists(path) else folder, os.W_OK):
+        yield Problem("--flows", path, "a file that can be written; this one, or its directory, can't be")
+
+
+@click.command(cls=ProxyCommand, context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False})
+@click.option("--flows", metavar="FILE", help="Write the flows to FILE as JSON lines ('-': standard output); print no table.")
 @click.argument("argv", metavar="[--] CMD [ARG]...", nargs=-1, required=True, type=click.UNPROCESSED)
-@config_options
-def command(resolved: Resolved, as_json: bool, flows: TextIO | None, argv: tuple[str, ...]) -> int:
+@functools.partial(
+    common_options,
+    netns="Make the connections from this network namespace, not from our own.",
+    json="Print the flows as JSON lines, on stderr.",
+)
+@functools.partial(config_options, judge=_judge)
+def command(resolved: Resolved, netns: str | None, as_json: bool, flows: str | None, argv: tuple[str, ...]) -> int:
     """Run CMD in a network namespace of its own, and capture what it connects to.
 
     The connections are made from here, so the host needs no rule and no NAT. TCP and DNS get out; other UDP does not, nor does
@@ -30,21 +49,28 @@ def command(resolved: Resolved, as_json: bool, flows: TextIO | None, argv: tuple
     from interceptor.run import outside  # the proxy: 30 ms
     from interceptor.table import lines, see
 
-    ended = outside.run(argv, resolved)
-    if ended.message:
-        print(f"interceptor: {ended.message}", file=sys.stderr)
-        return ended.exit_code
+    file = sys.stderr if flows is None else _opened(flows)
+    ended = outside.run(argv, resolved, netns)
     seen = [see(json.loads(flow.to_json()), ended.place) for flow in ended.flows]
     try:
         if as_json or flows is not None:
             for one in seen:
-                print(json.dumps(one.as_json(), ensure_ascii=False), file=flows or sys.stderr, flush=True)
+                print(json.dumps(one.as_json(), ensure_ascii=False), file=file, flush=True)
         else:
             for line in lines(seen) or ["interceptor: no connection was captured"]:
-                print(line, file=sys.stderr)
+                print(line, file=file)
     except OSError as error:
-        _give_up(flows or sys.stderr, error)
+        _give_up(file, error)
     return ended.exit_code
+
+
+def _opened(flows: str) -> TextIO:
+    if flows == "-":
+        return sys.stdout
+    try:
+        return open(flows, "w", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError([Problem("--flows", flows, error.strerror or str(error))]) from error
 
 
 def _give_up(file: TextIO, error: OSError) -> None:

@@ -30,14 +30,18 @@ def undisturbed() -> Iterator[None]:
 
 @contextmanager
 def tearing_down(tear_down: Callable[[], None]) -> Iterator[None]:
-    """Run the block, then `tear_down`: after its end, an error, or a signal, which raises Interrupted in the block."""
+    """Run the block, then `tear_down`: after its end, an error, or a signal, which raises Interrupted in the block.
+
+    A signal that was ignored before, as after nohup(1) or a shell's `&`, stays ignored.
+    """
 
     def interrupt(number: int, _frame: FrameType | None) -> None:
         for other in ENDING:
             signal.signal(other, signal.SIG_IGN)
         raise Interrupted(number)
 
-    before = {number: signal.signal(number, interrupt) for number in ENDING}
+    heeded = [number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in heeded}
     try:
         yield
     finally:

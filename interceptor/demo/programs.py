@@ -22,7 +22,7 @@ LISTENING = "0A"  # TCP_LISTEN, include/net/tcp_states.h, as /proc/net/tcp shows
 START_TIMEOUT_S = 10.0  # Python starts in 0.1 s; this is for a machine under load
 REQUEST_TIMEOUT_S = 5
 Program: TypeAlias = Callable[[], None]
-SERVER_NAME, PYTHON_CLIENT = "http-server", "http-client"
+SERVER_NAME, PYTHON_CLIENT = "httpd", "http-client"
 BODY = b"hello from the server pod\n"
 
 
@@ -64,7 +64,7 @@ def proxy(config: Config, flows_fd: int, talk_fd: int) -> Program:
     def become_proxy() -> None:
         os.dup2(flows_fd, 1)
         os.dup2(talk_fd, 2)
-        launch.exec_command([sys.executable, "-m", "interceptor", "proxy", *options])
+        launch.exec_command([sys.executable, "-m", "interceptor", "proxy", "--workers=1", *options])
 
     return become_proxy
 

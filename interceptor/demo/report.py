@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 
 from interceptor.demo.show import EXCLUDED_PORT, PORT, Demo, Verdict
-from interceptor.table import lines
+from interceptor.table import Seen, lines
 
 
 def print_text(demo: Demo, verdict: Verdict) -> None:
@@ -52,8 +53,18 @@ def print_json(demo: Demo, verdict: Verdict) -> None:
     print(json.dumps(document, indent=2, ensure_ascii=False), flush=True)
 
 
-def keep(demo: Demo) -> None:
-    """Say how to look around, on stderr, and show the flows that come of it, until a signal raises."""
+def json_line(seen: Seen) -> str:
+    """One flow for scripts."""
+    return json.dumps(seen.as_json(), ensure_ascii=False)
+
+
+def table_row(seen: Seen) -> str:
+    """One flow for people."""
+    return lines([seen])[1]
+
+
+def keep(demo: Demo, shown: Callable[[Seen], str]) -> None:
+    """Say how to look around, on stderr, and print the flows that come of it, until a signal raises."""
     client, server = demo.client, demo.server
     excluded = f"--exclude-outbound-ports {EXCLUDED_PORT} --exclude-inbound-ports {EXCLUDED_PORT}"
     hints = (
@@ -69,4 +80,4 @@ def keep(demo: Demo) -> None:
     print("\n".join(hints), file=sys.stderr, flush=True)
     while True:
         for seen in demo.watch(3600):
-            print(lines([seen])[1], flush=True)
+            print(shown(seen), flush=True)

@@ -83,15 +83,16 @@ def _serve_tcp(waiting: socket.socket, arrival: Arrival, stop: threading.Event) 
             connection.sendall(f'{{"original_dst": "{_original(connection, arrival)}"}}\n'.encode())
 
 
-def _original(connection: socket.socket, arrival: Arrival) -> sockets.Address:
+def _original(connection: socket.socket, arrival: Arrival) -> str:
     if arrival.mechanism == "tproxy":
-        return sockets.address(connection.getsockname())
+        return sockets.sockaddr_text(sockets.normal(connection.getsockname()))
     if arrival.mechanism == "connect":
         return _rewritten(connection)
-    return sockets.original_dst_v4(connection) if arrival.family is Family.V4 else sockets.original_dst_v6(connection)
+    original_dst = sockets.original_dst_v4 if arrival.family is Family.V4 else sockets.original_dst_v6
+    return sockets.sockaddr_text(original_dst(connection))
 
 
-def _rewritten(connection: socket.socket) -> sockets.Address:
+def _rewritten(connection: socket.socket) -> str:
     from interceptor.bpf import connect
 
     originals = connect.Originals(connect.netns_cookie_of(connection))
@@ -101,7 +102,7 @@ def _rewritten(connection: socket.socket) -> sockets.Address:
         originals.forget(client, local)
     finally:
         originals.close()
-    return sockets.address(found.address if found else local)
+    return sockets.sockaddr_text(sockets.normal(found.address if found else local))
 
 
 def _serve_udp(waiting: socket.socket, arrival: Arrival, stop: threading.Event) -> None:

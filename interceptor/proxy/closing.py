@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import socket
+from socket import SocketType
 
 from interceptor.proxy.loop import Loop
 from interceptor.sockets import reset_on_close, unacknowledged
@@ -13,25 +13,25 @@ GRACE_S = 1.0
 RECHECK_S = 0.005
 
 
-def finish(loop: Loop, sock: socket.socket) -> None:
+def finish(loop: Loop, sock: SocketType) -> None:
     """Close with FIN; the kernel delivers what is queued."""
     loop.dispose(sock)
 
 
-def abort(loop: Loop, sock: socket.socket) -> None:
+def abort(loop: Loop, sock: SocketType) -> None:
     """Close with RST at once, whatever is queued."""
     reset_on_close(sock)
     loop.dispose(sock)
 
 
-def abort_after_delivery(loop: Loop, sock: socket.socket) -> None:
+def abort_after_delivery(loop: Loop, sock: SocketType) -> None:
     """Close with RST, once the peer has what was written before, or GRACE_S has passed."""
     loop.unwatch(sock.fileno())
     reset_on_close(sock)  # now already: should the proxy end meanwhile, that is how the kernel closes it
     _abort_when_delivered(loop, sock, GRACE_S)
 
 
-def _abort_when_delivered(loop: Loop, sock: socket.socket, left_s: float) -> None:
+def _abort_when_delivered(loop: Loop, sock: SocketType, left_s: float) -> None:
     if left_s <= 0 or not unacknowledged(sock):
         abort(loop, sock)
     else:

@@ -1,243 +1,381 @@
-"""One captured TCP connection: carries out what its session commands, and tells the session what happens.
+"""One captured TCP connection: carries out what the session table commands, and tells it what happens.
 
-All decisions are in `session`; all byte moving is in the relay.
+All decisions are in `session`; all byte moving is in the relay; time limits are kept by `sweep`, from `state` and `moved`.
 """
 
 from __future__ import annotations
 
 import errno
-import socket
 import time
-from collections.abc import Callable
-from select import EPOLLOUT
-from typing import assert_never
+from select import EPOLLERR, EPOLLHUP, EPOLLOUT
+from socket import MSG_PEEK, SHUT_WR, SocketType
+from typing import TYPE_CHECKING
 
 from interceptor.proxy import closing
 from interceptor.proxy.flows import Flow, errno_name
-from interceptor.proxy.loop import Scheduled
-from interceptor.proxy.netlink import SocketOwner
-from interceptor.proxy.owner import Process
+from interceptor.proxy.hooks import HEARD_SIZE
+from interceptor.proxy.loop import STREAM
+from interceptor.proxy.metrics import OWNERS_SKIPPED
+from interceptor.proxy.peek import NOTHING, Names, Peek
 from interceptor.proxy.relay.base import Running
-from interceptor.proxy.runtime import Runtime
-from interceptor.proxy.session import (
-    Accepted,
-    Arm,
-    Close,
-    Command,
-    Event,
-    How,
-    Idle,
-    OpenUpstream,
-    RelayFailed,
-    Report,
-    Session,
-    ShutdownWrite,
-    Side,
-    StartRelay,
-    State,
-    Timer,
-    UpstreamFailed,
-    UpstreamOpen,
-)
-from interceptor.proxy.settings import Listener
-from interceptor.proxy.upstream import UpstreamError
-from interceptor.sockets import Address, address, pending_error
+from interceptor.proxy.session import TRANSITIONS, Command, Event, IllegalEvent, Reason, State
+from interceptor.proxy.upstream import UpstreamError, connect
+from interceptor.sockets import SockAddr, normal, pending_error
+
+if TYPE_CHECKING:
+    from interceptor.proxy.acceptor import Acceptor
+    from interceptor.proxy.netlink import SocketOwner
+    from interceptor.proxy.owner import Process
+    from interceptor.proxy.settings import Direction
+
+TROUBLE = EPOLLERR | EPOLLHUP
+
+# Members of an enum are looked up at every use (Python 3.11): these are used for every connection.
+ACCEPTED, ACCEPTED_UNHEARD, UPSTREAM_OPEN = Event.ACCEPTED, Event.ACCEPTED_UNHEARD, Event.UPSTREAM_OPEN
+CLIENT_FAILED, UPSTREAM_FAILED = Event.CLIENT_FAILED, Event.UPSTREAM_FAILED
+NEW, CLOSED = State.NEW, State.CLOSED
 
 
 class Connection:
-    """The two sockets of a flow, its session and its relay."""
+    """The two sockets of a flow, its state and its relay. Thousands may wait: only slots, nothing made twice."""
+
+    __slots__ = (
+        "_acceptor",
+        "_broken",
+        "_connect_s",
+        "_counted_received",
+        "_counted_sent",
+        "_destination",
+        "_dialled_at",
+        "_error",
+        "_first",
+        "_owner",
+        "_peek",
+        "_process",
+        "_reason",
+        "_upstream_events",
+        "_upstream_local",
+        "client",
+        "client_address",
+        "lasts",
+        "moved_at",
+        "moved_before",
+        "names",
+        "original_dst",
+        "running",
+        "start",
+        "state",
+        "upstream",
+    )
 
     def __init__(
-        self,
-        runtime: Runtime,
-        listener: Listener,
-        client: socket.socket,
-        client_address: Address,
-        original_dst: Address,
-        on_end: Callable[[Connection], None],
+        self, acceptor: Acceptor, client: SocketType, client_address: SockAddr, original_dst: SockAddr, start: float
     ) -> None:
-        self._runtime = runtime
-        self._listener = listener
-        self._client: socket.socket = client
-        self._client_address = client_address
-        self._original_dst = original_dst
-        self._on_end = on_end
-        self._session = Session()
-        self._upstream: socket.socket | None = None
-        self._upstream_local: Address | None = None
-        self._running: Running | None = None
-        self._timer: Scheduled | None = None
-        self._dead_side: Side | None = None
-        self._error: str | None = None
+        self._acceptor = acceptor
+        self.client = client
+        self.client_address = client_address
+        self.original_dst = original_dst
+        self.start = start  # time.monotonic()
+        self._destination = original_dst
+        self.state = NEW
+        self._dialled_at = start
+        self._connect_s: float | None = None
+        self.names = NOTHING  # what the client wrote first, if that was looked at
+        self._peek: Peek | None = None
+        self._upstream_events = 0  # told while there is no relay yet that could be told
+        self._counted_sent = self._counted_received = 0
+        self.upstream: SocketType | None = None
+        self.running: Running | None = None
+        self._upstream_local: SockAddr | None = None
         self._owner: SocketOwner | None = None
         self._process: Process | None = None
-        self._time = time.time()
-        self._start = time.monotonic()
+        self._first = b""
+        self._broken: Event | None = None
+        self._error: str | None = None
+        self._reason = Reason.CLOSED
+        # The sweep's notes: byte count at its last look, since when that has not changed, whether keepalive is on.
+        self.moved_before = -1
+        self.moved_at = start
+        self.lasts = False
 
-    def begin(self, destination: Address) -> None:
+    @property
+    def direction(self) -> Direction:
+        """Seen from the pod."""
+        return self._acceptor.direction
+
+    def begin(self, destination: SockAddr) -> None:
         """Dial `destination`: the original one, but for DNS the resolver."""
-        # Until there is a relay, a client that gives up shows as an error or hang-up, which need no mask.
-        self._runtime.loop.watch(self._client.fileno(), 0, self._client_gave_up)
-        if self._listener.direction != "inbound":
+        self._destination = destination
+        runtime = self._acceptor.runtime
+        if self._acceptor.direction != "inbound":
             self._know_owner()
-        self.feed(Accepted(self._client_address, destination))
+        self.feed(ACCEPTED if runtime.hooks.hear is None else ACCEPTED_UNHEARD)
 
-    def feed(self, event: Event) -> None:
-        """Tell the session of `event` and carry out what it answers."""
-        if isinstance(event, RelayFailed):
-            self._dead_side = event.side
-        for command in self._session.on(event):
-            self._execute(command)
-
-    def _execute(self, command: Command) -> None:
-        match command:
-            case OpenUpstream(dst):
-                self._open_upstream(dst or self._original_dst)
-            case StartRelay():
-                self._start_relay()
-            case ShutdownWrite(side):
-                self._shutdown_write(side)
-            case Close(side, how):
-                self._close(side, how)
-            case Arm(timer):
-                self._arm(timer)
-            case Report():
-                self._report(command)
-            case _:
-                assert_never(command)
-
-    def _open_upstream(self, destination: Address) -> None:
+    def feed(self, event: Event, number: int = 0) -> None:
+        """Tell the session of `event` and carry out what it answers. `number` is a failure's errno."""
         try:
-            self._upstream = self._runtime.dial(socket.SOCK_STREAM, self._listener.direction, self._client_address, destination)
+            state, commands, reason = TRANSITIONS[self.state][event]
+        except KeyError:
+            raise IllegalEvent(self.state, event) from None
+        if reason is not None:
+            self._reason = reason
+            if event is CLIENT_FAILED or event is UPSTREAM_FAILED:
+                self._broken = event
+            if number and self._error is None:
+                self._error = errno_name(number)
+        self.state = state
+        for command in commands:
+            CARRY_OUT[command](self)
+
+    def count_moved(self) -> None:
+        """Count the bytes that were moved since this was last called."""
+        running = self.running
+        if running is not None:
+            sent, received = running.sent, running.received
+            self._acceptor.counts.moved(sent - self._counted_sent, received - self._counted_received)
+            self._counted_sent, self._counted_received = sent, received
+
+    def watch_client(self) -> None:
+        """Notice a client that gives up before there is a relay. Most upstreams open before that is worth its cost."""
+        loop = self._acceptor.runtime.loop
+        if not loop.is_watched(self.client.fileno()):
+            loop.watch(self.client.fileno(), STREAM, self._client_ready)
+
+    def _listen(self) -> None:
+        self.watch_client()
+        self._hear()
+
+    def _hear(self) -> None:
+        hear = self._acceptor.runtime.hooks.hear
+        try:
+            said = self.client.recv(HEARD_SIZE, MSG_PEEK)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self.feed(CLIENT_FAILED, error.errno or errno.EIO)
+            return
+        if not said or hear is None or hear(self, said):
+            self.feed(Event.HEARD)
+
+    def _client_ready(self, events: int) -> None:
+        if events & TROUBLE:
+            self.feed(CLIENT_FAILED, pending_error(self.client) or errno.ECONNRESET)
+        elif self.state is State.LISTENING:
+            self._hear()
+        elif self._peek is not None:
+            self._peek.client_ready()
+
+    def _dial(self) -> None:
+        acceptor = self._acceptor
+        runtime = acceptor.runtime
+        self._dialled_at = time.monotonic()
+        try:
+            upstream = runtime.open_upstream(acceptor.direction, self.client_address, self._destination)
+            self._first = runtime.relay.prepare(self.client, upstream)
+            connect(upstream, self._destination)
         except UpstreamError as error:
             self._error = str(error)
-            self.feed(UpstreamFailed(error.errno))
+            self.feed(Event.UPSTREAM_REFUSED)
             return
-        self._runtime.loop.watch(self._upstream.fileno(), EPOLLOUT, self._upstream_ready)
+        self.upstream = upstream
+        runtime.loop.watch(upstream.fileno(), STREAM, self._upstream_ready)
 
-    def _upstream_ready(self, _events: int) -> None:
-        if self._upstream is None:
+    def _upstream_ready(self, events: int) -> None:
+        upstream = self.upstream
+        if upstream is None:
             return
-        number = pending_error(self._upstream)
+        if self._peek is not None:
+            self._upstream_events |= events
+            if events & ~EPOLLOUT:
+                self._peek.upstream_ready()
+            return
+        number = 0
+        if events & TROUBLE:
+            number = _connect_error(upstream)
+        elif not events & EPOLLOUT:
+            return
         if not number:
-            self._upstream_local = address(self._upstream.getsockname())
-            try:
-                peer = address(self._upstream.getpeername())
-            except OSError:
-                peer = None  # reset since: the relay is about to hear of it
-            if self._upstream_local == peer:
+            self._upstream_local = upstream.getsockname()
+            if self._upstream_local == self._destination:
                 # TCP's simultaneous open lets a socket connect to itself when its port was picked as its own destination.
                 number = errno.ECONNREFUSED
         if number:
             self._error = f"connect: {errno_name(number)}"
-            self.feed(UpstreamFailed(number))
+            self.feed(Event.UPSTREAM_REFUSED)
             return
-        if self._listener.direction == "inbound":
+        acceptor = self._acceptor
+        if acceptor.direction == "inbound":
             self._know_owner()
-        self.feed(UpstreamOpen())
-
-    def _client_gave_up(self, _events: int) -> None:
-        self.feed(RelayFailed(Side.CLIENT, pending_error(self._client) or errno.ECONNRESET))
+        now = time.monotonic()
+        self._connect_s = now - self._dialled_at
+        acceptor.counts.connected(self._connect_s, now - self.start)
+        opened = acceptor.runtime.hooks.opened
+        if opened is not None:
+            opened(self)
+        self.feed(UPSTREAM_OPEN)
+        if events != EPOLLOUT:
+            # To the relay; or, when the client's first bytes are looked at before there is one, to ourselves.
+            acceptor.runtime.loop.tell(upstream.fileno(), events)
 
     def _start_relay(self) -> None:
-        if self._upstream is None:
+        settings = self._acceptor.runtime.settings
+        if not settings.peek:
+            self._relay()
             return
-        self._runtime.loop.unwatch(self._client.fileno())
-        self._runtime.loop.unwatch(self._upstream.fileno())
-        self._running = self._runtime.relay.start(self._client, self._upstream, self.feed)
-
-    def _shutdown_write(self, side: Side) -> None:
-        sock = self._client if side is Side.CLIENT else self._upstream
-        if sock is None:
-            return
-        try:
-            sock.shutdown(socket.SHUT_WR)
-        except OSError as error:
-            # Reset meanwhile: the relay is about to report it.
-            if error.errno != errno.ENOTCONN:
-                raise
-
-    def _close(self, side: Side, how: How) -> None:
-        if self._running is not None:
-            self._running.stop()
-        sock = self._client if side is Side.CLIENT else self._upstream
-        if sock is None:
-            return
-        loop = self._runtime.loop
-        if how is How.FIN:
-            closing.finish(loop, sock)
-        elif self._dead_side is side.other:
-            closing.abort_after_delivery(loop, sock)
+        peek = Peek(self.client, settings.peek, self._acceptor.runtime.loop.later, self._first)
+        names = peek.start(self._names_known)
+        if names is None:
+            self._peek = peek
+            self.watch_client()
         else:
-            closing.abort(loop, sock)
+            self.names = names
+            self._relay()
 
-    def _arm(self, timer: Timer) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        settings = self._runtime.settings
-        if timer is Timer.CONNECT:
-            self._timer = self._runtime.loop.later(settings.connect_timeout_s, lambda: self.feed(Idle()))
-        elif settings.idle_timeout_s is not None:
-            self._watch_idleness(settings.idle_timeout_s, -1)
+    def _names_known(self, names: Names) -> None:
+        self._peek = None
+        self.names = names
+        self._relay()
+        events, self._upstream_events = self._upstream_events, 0
+        if events and self.upstream is not None:
+            self._acceptor.runtime.loop.tell(self.upstream.fileno(), events)
 
-    def _watch_idleness(self, timeout_s: float, moved_before: int) -> None:
-        # Comparing counts when the time is up costs nothing while bytes move; a flow may be idle for up to twice the timeout.
-        moved = self._moved()
-        if moved == moved_before:
-            self.feed(Idle())
-        else:
-            self._timer = self._runtime.loop.later(timeout_s, lambda: self._watch_idleness(timeout_s, moved))
+    def _relay(self) -> None:
+        assert self.upstream is not None
+        runtime = self._acceptor.runtime
+        self._acceptor.counts.relaying(runtime.relay.name)
+        preface = runtime.hooks.preface
+        self.running = running = runtime.relay.join(self.client, self.upstream, self)
+        first, self._first = self._first, b""
+        running.start(first if preface is None else preface(self) + first)
 
-    def _moved(self) -> int:
-        return self._running.sent + self._running.received if self._running is not None else 0
+    def _end_client(self) -> None:
+        _shut_down(self.client)
+
+    def _end_upstream(self) -> None:
+        assert self.upstream is not None
+        _shut_down(self.upstream)
+
+    def _finish(self) -> None:
+        assert self.upstream is not None
+        assert self.running is not None
+        loop = self._acceptor.runtime.loop
+        self.running.stop()
+        loop.dispose(self.client)
+        loop.dispose(self.upstream)
+
+    def _reset(self) -> None:
+        loop = self._acceptor.runtime.loop
+        if self._peek is not None:
+            self._peek.stop()
+            self._peek = None
+        if self.running is not None:
+            self.running.stop()
+        # The side that is not broken gets what the other had sent; whichever we break ourselves does not.
+        for sock, its_failure in ((self.client, CLIENT_FAILED), (self.upstream, UPSTREAM_FAILED)):
+            if sock is None:
+                continue
+            if self._broken is None or self._broken is its_failure:
+                closing.abort(loop, sock)
+            else:
+                closing.abort_after_delivery(loop, sock)
 
     def _know_owner(self) -> None:
         # uid and inode now, since a short-lived client is gone when the flow ends; the search in /proc after the batch.
-        view = self._runtime.view
-        try:
-            if self._listener.direction == "inbound":
-                self._owner = view.netlink.listener_owner(socket.IPPROTO_TCP, self._original_dst)
-            else:
-                # The client's own view: only NAT lets it believe that it talks to the original destination.
-                rewritten = self._listener.mode == "connect"
-                remote = address(self._client.getsockname()) if rewritten else self._original_dst
-                self._owner = view.netlink.owner(socket.IPPROTO_TCP, self._client_address, remote)
-        except OSError:
-            return  # stays unknown, and says so
-        if self._owner is not None:
-            self._runtime.loop.later(0.0, self._find_process)
+        runtime = self._acceptor.runtime
+        owners = runtime.owners
+        if not owners.credit and not owners.renewed(self.start):
+            runtime.counts.add(OWNERS_SKIPPED)
+            return
+        if self._acceptor.direction == "inbound":
+            self._owner = owners.of_application(self.original_dst)
+        else:
+            # The client's own view: only NAT lets it believe that it talks to the original destination.
+            rewritten = self._acceptor.listener.mode == "connect"
+            remote = normal(self.client.getsockname()) if rewritten else self.original_dst
+            self._owner = owners.of_client(self.client_address, remote)
+        if self._owner is not None and owners.may_search(self.start):
+            runtime.loop.postpone(self._find_process)
 
     def _find_process(self) -> None:
-        if self._owner is None or self._session.state is State.CLOSED:
-            return
-        try:
-            self._process = self._runtime.view.finder.find(self._owner.inode)
-        except OSError:
-            return  # out of descriptors: stays unknown
+        if self._owner is not None and self.state is not CLOSED:
+            self._process = self._acceptor.runtime.owners.process(self._owner)
 
-    def _report(self, report: Report) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._error is None and report.errno is not None:
-            self._error = errno_name(report.errno)
-        self._runtime.record(
-            Flow(
-                time=self._time,
-                protocol="tcp",
-                direction=self._listener.direction,
-                listener=self._listener,
-                client=self._client_address,
-                original_dst=self._original_dst,
-                upstream_local=self._upstream_local,
-                sent=self._running.sent if self._running else 0,
-                received=self._running.received if self._running else 0,
-                duration_ms=(time.monotonic() - self._start) * 1000,
-                reason=report.reason.value,
-                error=self._error,
-                uid=self._owner.uid if self._owner else None,
-                pid=self._process.pid if self._process else None,
-                command=self._process.command if self._process else None,
-            )
+    def flow_so_far(self) -> Flow:
+        """The record of a connection that is still open. From any thread: it changes nothing."""
+        return self._flow("open", time.monotonic() - self.start)
+
+    def _report(self) -> None:
+        acceptor = self._acceptor
+        runtime = acceptor.runtime
+        duration_s = time.monotonic() - self.start
+        reason = self._reason.value
+        acceptor.counts.closed(reason, duration_s)
+        if self.running is not None:
+            self.count_moved()
+            acceptor.counts.relayed(runtime.relay.name)
+        runtime.record(self._flow(reason, duration_s))
+        self.running = None
+        acceptor.ended(self)
+
+    def _flow(self, reason: str, duration_s: float) -> Flow:
+        acceptor, running, owner, process, names = self._acceptor, self.running, self._owner, self._process, self.names
+        return Flow(
+            time.time() - duration_s,
+            "tcp",
+            acceptor.direction,
+            acceptor.listener,
+            self.client_address,
+            self.original_dst,
+            self._upstream_local,
+            running.sent if running is not None else 0,
+            running.received if running is not None else 0,
+            duration_s * 1000,
+            reason,
+            self._error,
+            owner.uid if owner is not None else None,
+            process.pid if process is not None else None,
+            process.command if process is not None else None,
+            acceptor.runtime.relay.name if running is not None else None,
+            None if self._connect_s is None else self._connect_s * 1000,
+            None,
+            names.sni,
+            names.alpn,
+            names.host,
         )
-        self._on_end(self)
+
+
+def _connect_error(upstream: SocketType) -> int:
+    """Why a connection that is in trouble was never there; 0 when it was, and broke since.
+
+    A server that greets and resets at once was there: its greeting waits, and the client would have had it without us.
+    Peeking does not take the error from behind the bytes, as SO_ERROR would.
+    """
+    try:
+        upstream.recv(1, MSG_PEEK)
+    except BlockingIOError:
+        return 0
+    except OSError as error:
+        return error.errno or errno.EIO
+    return 0
+
+
+def _shut_down(sock: SocketType) -> None:
+    try:
+        sock.shutdown(SHUT_WR)
+    except OSError as error:
+        # Reset meanwhile: the relay is about to report it.
+        if error.errno != errno.ENOTCONN:
+            raise
+
+
+_BY_COMMAND = {
+    Command.LISTEN: Connection._listen,  # noqa: SLF001 - the class's own
+    Command.DIAL: Connection._dial,  # noqa: SLF001
+    Command.START_RELAY: Connection._start_relay,  # noqa: SLF001
+    Command.END_CLIENT: Connection._end_client,  # noqa: SLF001
+    Command.END_UPSTREAM: Connection._end_upstream,  # noqa: SLF001
+    Command.FINISH: Connection._finish,  # noqa: SLF001
+    Command.RESET: Connection._reset,  # noqa: SLF001
+    Command.REPORT: Connection._report,  # noqa: SLF001
+}
+CARRY_OUT = tuple(_BY_COMMAND[command] for command in Command)

@@ -17,9 +17,10 @@ from interceptor.errors import ProxyError
 from interceptor.proxy.flows import Flow, errno_name
 from interceptor.proxy.listeners import BoundListener
 from interceptor.proxy.loop import Scheduled
+from interceptor.proxy.metrics import DNS_QUERIES, REFUSED
 from interceptor.proxy.runtime import Runtime
 from interceptor.proxy.upstream import UpstreamError
-from interceptor.sockets import Address, Ancillary, address, reply_from_same
+from interceptor.sockets import Address, Ancillary, normal, reply_from_same
 
 MAX_MESSAGE = 65535
 ANCILLARY_SIZE = 256
@@ -46,7 +47,7 @@ def parse_resolver(text: str) -> Address:
 class Query:
     """One query that waits for its answer."""
 
-    upstream: socket.socket
+    upstream: socket.SocketType
     asker: Any  # a socket address as recvmsg gives it and sendmsg takes it
     source: list[Ancillary]
     size: int
@@ -75,15 +76,15 @@ class DnsForwarder:
             except OSError:
                 return  # nothing left; or an ICMP error about an answer whose asker is gone
             if len(self._waiting) >= MAX_WAITING:
-                self._runtime.counters.refused["too_many_dns_queries"] += 1
+                self._runtime.counts.add(REFUSED, "too_many_dns_queries")
             else:
                 self._ask(message, asker, reply_from_same(ancillary))
 
     def _ask(self, message: bytes, asker: Any, source: list[Ancillary]) -> None:
         try:
-            upstream = self._runtime.dial(socket.SOCK_DGRAM, "dns", address(asker), self._resolver)
+            upstream = self._runtime.dial_datagram(self._resolver)
         except UpstreamError:
-            self._runtime.counters.refused["dns_upstream_failed"] += 1
+            self._runtime.counts.add(REFUSED, "dns_upstream_failed")
             return
         query = Query(upstream, asker, source, len(message), time.monotonic())
         loop = self._runtime.loop
@@ -111,7 +112,8 @@ class DnsForwarder:
 
     def _end(self, query: Query, received: int, reason: str, error: str | None) -> None:
         self._waiting.pop(query).cancel()
-        upstream_local = address(query.upstream.getsockname())
+        self._runtime.counts.add(DNS_QUERIES, "answered" if reason == "closed" else reason)
+        upstream_local = query.upstream.getsockname()
         self._runtime.loop.dispose(query.upstream)
         seconds = time.monotonic() - query.start
         self._runtime.record(
@@ -120,7 +122,7 @@ class DnsForwarder:
                 protocol="udp",
                 direction="dns",
                 listener=self._bound.listener,
-                client=address(query.asker),
+                client=normal(query.asker),
                 # REDIRECT keeps a datagram's first destination in conntrack, where only a connected socket could ask for it.
                 original_dst=None,
                 upstream_local=upstream_local,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 import ipaddress
 import socket
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
 
 from interceptor.bpf.connect import Originals, netns_cookie_of
 from interceptor.bpf.syscall import BpfError
@@ -15,8 +15,9 @@ from interceptor.errors import ProxyError
 from interceptor.proxy.netns_view import NetnsView
 from interceptor.proxy.raw_udp import open_raw
 from interceptor.proxy.settings import Listener, ProxySettings
-from interceptor.proxy.upstream import tune_stream
 from interceptor.sockets import Address, receive_local_address, receive_original_dst, set_transparent
+
+Protocol: TypeAlias = Literal["tcp", "udp"]
 
 # The kernel caps it at net.core.somaxconn, 4096 by default since 5.4; fewer would drop bursts of short connections.
 BACKLOG = 4096
@@ -27,7 +28,7 @@ class BoundListener:
     """A listener with its socket, and the view of the namespace it is in, which all of one `open_listeners` share."""
 
     listener: Listener
-    protocol: Literal["tcp", "udp"]
+    protocol: Protocol
     sock: socket.socket
     view: NetnsView
     replies: socket.socket | None = None  # raw; for inbound UDP, whose replies leave from the application's own address
@@ -47,10 +48,43 @@ def open_listeners(settings: ProxySettings) -> list[BoundListener]:
     Raises ProxyError naming the port and what is in the way, with nothing left bound.
     """
     view = NetnsView()
+    return _bind_all(list(_wanted(settings)), view, _bind)
+
+
+def open_for_workers(settings: ProxySettings, count: int) -> list[list[BoundListener]]:
+    """As open_listeners, once for each of `count` processes, which share the ports (SO_REUSEPORT, socket(7)).
+
+    Datagrams go to the first alone: a flow's must not be dealt out to several. Each process has to look at the namespace
+    with a view of its own: see `with_own_view`.
+    """
+    first = open_listeners(settings)
+    if count == 1:
+        return [first]
+    # Bound once without sharing, so that another proxy's ports are found to be taken, not shared with it unasked.
+    view = first[0].view
+    for each in first:
+        if each.protocol == "tcp":
+            each.sock.close()
+    datagrams = [each for each in first if each.protocol == "udp"]
+    streams = [(each.listener, each.protocol) for each in first if each.protocol == "tcp"]
+    opened = [_bind_all(streams, view, _bind_shared) for _ in range(count)]
+    return [[*opened[0], *datagrams], *opened[1:]]
+
+
+def with_own_view(bound: list[BoundListener]) -> list[BoundListener]:
+    """The same listeners with a view that no other process uses: a netlink socket's answers are for whoever reads first."""
+    view = NetnsView()
+    return [replace(each, view=view) for each in bound]
+
+
+Bind: TypeAlias = Callable[[Listener, Protocol, NetnsView], socket.socket]
+
+
+def _bind_all(wanted: Iterable[tuple[Listener, Protocol]], view: NetnsView, bind: Bind) -> list[BoundListener]:
     bound: list[BoundListener] = []
     try:
-        for listener, protocol in _wanted(settings):
-            sock = _bind(listener, protocol, view)
+        for listener, protocol in wanted:
+            sock = bind(listener, protocol, view)
             replies, originals = _open_replies(listener, protocol, sock), _open_originals(listener, protocol, sock)
             bound.append(BoundListener(listener, protocol, sock, view, replies, originals))
     except ProxyError:
@@ -61,23 +95,28 @@ def open_listeners(settings: ProxySettings) -> list[BoundListener]:
     return bound
 
 
-def _wanted(settings: ProxySettings) -> Iterator[tuple[Listener, Literal["tcp", "udp"]]]:
+def _bind_shared(listener: Listener, protocol: Protocol, view: NetnsView) -> socket.socket:
+    return _bind(listener, protocol, view, is_shared=True)
+
+
+def _wanted(settings: ProxySettings) -> Iterator[tuple[Listener, Protocol]]:
     for listener in settings.listeners:
         yield listener, "tcp"
     for listener in settings.udp_listeners:
         yield listener, "udp"
     if settings.dns_port is not None:
-        for family in {listener.family: None for listener in settings.listeners}:
+        for family in settings.dns_families or dict.fromkeys(listener.family for listener in settings.listeners):
             dns = Listener("dns", "redirect", settings.dns_port, family)
             yield dns, "tcp"
             yield dns, "udp"
 
 
-def _bind(listener: Listener, protocol: Literal["tcp", "udp"], view: NetnsView) -> socket.socket:
+def _bind(listener: Listener, protocol: Protocol, view: NetnsView, is_shared: bool = False) -> socket.socket:
     family = socket.AF_INET if listener.family == "v4" else socket.AF_INET6
     sock = socket.socket(family, socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM)
     try:
         _configure(sock, listener, protocol)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, is_shared)
         # All addresses: REDIRECT delivers to whichever address the packet came in by.
         sock.bind(("", listener.port))
         if protocol == "tcp":
@@ -89,7 +128,7 @@ def _bind(listener: Listener, protocol: Literal["tcp", "udp"], view: NetnsView) 
     return sock
 
 
-def _open_replies(listener: Listener, protocol: Literal["tcp", "udp"], sock: socket.socket) -> socket.socket | None:
+def _open_replies(listener: Listener, protocol: Protocol, sock: socket.socket) -> socket.socket | None:
     if protocol != "udp" or listener.direction != "inbound":
         return None
     try:
@@ -99,7 +138,7 @@ def _open_replies(listener: Listener, protocol: Literal["tcp", "udp"], sock: soc
         raise ProxyError(f"opening a raw socket for inbound UDP replies: {error.strerror}; needs CAP_NET_RAW") from error
 
 
-def _open_originals(listener: Listener, protocol: Literal["tcp", "udp"], sock: socket.socket) -> Originals | None:
+def _open_originals(listener: Listener, protocol: Protocol, sock: socket.socket) -> Originals | None:
     if protocol != "tcp" or listener.mode != "connect":
         return None
     try:
@@ -109,7 +148,7 @@ def _open_originals(listener: Listener, protocol: Literal["tcp", "udp"], sock: s
         raise ProxyError(f"original destinations of {listener}: {error}") from error
 
 
-def _configure(sock: socket.socket, listener: Listener, protocol: Literal["tcp", "udp"]) -> None:
+def _configure(sock: socket.socket, listener: Listener, protocol: Protocol) -> None:
     if sock.family == socket.AF_INET6:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, listener.family != "dual")
     if listener.mode == "tproxy":
@@ -117,7 +156,8 @@ def _configure(sock: socket.socket, listener: Listener, protocol: Literal["tcp",
     if protocol == "tcp":
         # A restart must not wait for TIME_WAIT. Two listeners still exclude each other; two UDP sockets would not.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        tune_stream(sock)
+        # Accepted sockets inherit it: no Nagle delay on top of the peers' own.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     elif listener.direction == "dns":
         receive_local_address(sock)
     else:

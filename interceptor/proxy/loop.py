@@ -1,6 +1,7 @@
 """A small event loop: epoll, timers, and descriptors closed only after the batch. Knows nothing of what it watches.
 
-asyncio would cost 50 ms at import and two objects a read; this one calls a function with an event mask.
+A descriptor is registered once, edge-triggered, for its whole life: one epoll_ctl. Who is told may change; what is
+watched does not. Closing takes it out, since nobody else has it. asyncio would cost 50 ms at import and two objects a read.
 """
 
 from __future__ import annotations
@@ -9,14 +10,19 @@ import heapq
 import itertools
 import os
 import select
-import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from select import EPOLLET, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP
+from socket import SocketType
 from typing import TypeAlias
 
 OnReady: TypeAlias = Callable[[int], None]
 
+# All that may happen to a stream. EPOLLERR and EPOLLHUP need no asking for (epoll_ctl(2)). EPOLLPRI: a read stops at the
+# mark of urgent data, so a short one does not mean that nothing is left.
+STREAM = EPOLLIN | EPOLLPRI | EPOLLOUT | EPOLLRDHUP | EPOLLET
+LISTENER = EPOLLIN | EPOLLET
 # How many events one epoll_wait may return: enough for a burst, small enough that timers are not starved.
 MAX_EVENTS = 256
 
@@ -42,16 +48,36 @@ class Loop:
         self._on_ready: dict[int, OnReady] = {}
         self._timers: list[tuple[float, int, Scheduled]] = []
         self._order = itertools.count()
-        self._doomed: list[socket.socket] = []
+        self._doomed: list[SocketType] = []
+        self._postponed: list[Callable[[], None]] = []
         self._running = False
         self._wake_read, self.wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self.watch(self._wake_read, select.EPOLLIN, self._drain_wakeups)
+        self.watch(self._wake_read, EPOLLIN, self._drain_wakeups)
         self.on_wakeup: Callable[[bytes], None] = lambda _bytes: None
 
     def watch(self, descriptor: int, mask: int, on_ready: OnReady) -> None:
-        """Call `on_ready(events)` whenever `descriptor` is ready for `mask` (level-triggered), broken or hung up."""
+        """Call `on_ready(events)` whenever `descriptor` is ready for `mask`, broken or hung up.
+
+        With EPOLLET in `mask` (STREAM, LISTENER): once for each change, so whoever is told must take what there is.
+        """
         self._epoll.register(descriptor, mask)
         self._on_ready[descriptor] = on_ready
+
+    def watch_stream(self, descriptor: int, on_ready: OnReady) -> None:
+        """As `watch` for STREAM; a descriptor that is watched so already is only told to somebody else from now on."""
+        if descriptor not in self._on_ready:
+            self._epoll.register(descriptor, STREAM)
+        self._on_ready[descriptor] = on_ready
+
+    def is_watched(self, descriptor: int) -> bool:
+        """Whether somebody is told of `descriptor`."""
+        return descriptor in self._on_ready
+
+    def tell(self, descriptor: int, events: int) -> None:
+        """Tell whoever watches `descriptor` of `events` that were told to somebody before."""
+        on_ready = self._on_ready.get(descriptor)
+        if on_ready is not None:
+            on_ready(events)
 
     def change(self, descriptor: int, mask: int) -> None:
         """Watch `descriptor` for `mask` from now on."""
@@ -62,13 +88,17 @@ class Loop:
         if self._on_ready.pop(descriptor, None) is not None:
             self._epoll.unregister(descriptor)
 
-    def dispose(self, sock: socket.socket) -> None:
-        """Stop watching `sock` and close it after the current batch of events.
+    def dispose(self, sock: SocketType) -> None:
+        """Tell nobody of `sock` any more, and close it after the current batch of events; its descriptor must be the only one.
 
         Closing at once would let a new connection get the same number while events of the old one are still in the batch.
         """
-        self.unwatch(sock.fileno())
+        self._on_ready.pop(sock.fileno(), None)
         self._doomed.append(sock)
+
+    def postpone(self, callback: Callable[[], None]) -> None:
+        """Call `callback` once, in the next round, whose events come first: for what would keep the others waiting now."""
+        self._postponed.append(callback)
 
     def later(self, delay_s: float, callback: Callable[[], None]) -> Scheduled:
         """Call `callback` once, `delay_s` seconds from now."""
@@ -88,15 +118,23 @@ class Loop:
             self.run_once()
 
     def run_once(self) -> None:
-        """Wait for one batch of events, serve it and the timers that are due, then close what was disposed of."""
-        for descriptor, events in self._epoll.poll(self._timeout(), MAX_EVENTS):
-            on_ready = self._on_ready.get(descriptor)
+        """Wait for one batch of events, serve it, what was postponed and the timers due; then close what was disposed of."""
+        postponed = self._postponed
+        handler_of = self._on_ready.get
+        for descriptor, events in self._epoll.poll(0 if postponed else self._timeout(), MAX_EVENTS):
+            on_ready = handler_of(descriptor)
             if on_ready is not None:
                 on_ready(events)
-        self._run_timers()
-        for sock in self._doomed:
-            sock.close()
-        self._doomed.clear()
+        if postponed:
+            self._postponed = []
+            for callback in postponed:
+                callback()
+        if self._timers:
+            self._run_timers()
+        if self._doomed:
+            for sock in self._doomed:
+                sock.close()
+            self._doomed.clear()
 
     def stop(self) -> None:
         """Leave `run` after the current batch. From within a callback only; other threads `wake` it."""

@@ -9,9 +9,10 @@ import errno
 import os
 import socket
 import struct
+import sys
 from dataclasses import dataclass
 
-from interceptor.sockets import Address, IpAddress
+from interceptor.sockets import Address, IpAddress, SockAddr
 
 NETLINK_SOCK_DIAG = 4  # linux/netlink.h
 NLM_F_REQUEST = 1
@@ -26,6 +27,11 @@ RTN_LOCAL = 2
 HEADER = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence, port
 SOCKET_REQUEST = struct.Struct("=BBBBI2s2s16s16sIII")  # struct inet_diag_req_v2
 SOCKET_ANSWER = struct.Struct("=BBBB2s2s16s16sIIIIIIII")  # struct inet_diag_msg; the last two are uid and inode
+# nlmsghdr and inet_diag_req_v2 in one; where uid and inode are in an answer.
+CONNECTION_REQUEST = struct.Struct("=IHHIIBBBBIHH16s16sIII")
+UID_AND_INODE = struct.Struct("=II")
+UID_OFFSET = HEADER.size + SOCKET_ANSWER.size - UID_AND_INODE.size
+SOCK_DIAG_REPLY = SOCK_DIAG_BY_FAMILY.to_bytes(2, sys.byteorder)
 ROUTE = struct.Struct("=BBBBBBBBI")  # struct rtmsg; the eighth is the type of the route
 REPLY_SIZE = 8192  # what the kernel itself fills at most for one message (NLMSG_GOODSIZE)
 
@@ -67,6 +73,34 @@ class Netlink:
             return None
         *_, uid, inode = SOCKET_ANSWER.unpack_from(answer)
         return SocketOwner(uid, inode)
+
+    def connection_owner(self, local: SockAddr, remote: SockAddr) -> SocketOwner | None:
+        """As `owner` for TCP, at a third of its cost."""
+        family = socket.AF_INET if len(local) == 2 else socket.AF_INET6
+        question = CONNECTION_REQUEST.pack(
+            CONNECTION_REQUEST.size,
+            SOCK_DIAG_BY_FAMILY,
+            NLM_F_REQUEST,
+            0,
+            0,
+            family,
+            socket.IPPROTO_TCP,
+            0,
+            0,
+            ALL_STATES,
+            socket.htons(local[1]),
+            socket.htons(remote[1]),
+            socket.inet_pton(family, local[0]),  # struct pads it with zeros
+            socket.inet_pton(family, remote[0]),
+            0,
+            INET_DIAG_NOCOOKIE,
+            INET_DIAG_NOCOOKIE,
+        )
+        self._diag.send(question)
+        reply = self._diag.recv(REPLY_SIZE, socket.MSG_DONTWAIT)
+        if reply[4:6] != SOCK_DIAG_REPLY:
+            return None  # "no such socket", or out of memory: not known
+        return SocketOwner(*UID_AND_INODE.unpack_from(reply, UID_OFFSET))
 
     def listener_owner(self, protocol: int, local: Address) -> SocketOwner | None:
         """Who listens on `local`; None when nobody does."""

@@ -6,12 +6,21 @@ Two conditions are errors with names: the kernel has no entry, and the entry is 
 from __future__ import annotations
 
 import errno
-import socket
 from collections.abc import Callable
+from socket import SOL_IP, SocketType, inet_ntoa
 
 from interceptor.bpf.connect import Originals
-from interceptor.proxy.settings import Mode
-from interceptor.sockets import Address, IpAddress, address, original_dst_v4, original_dst_v6
+from interceptor.proxy.settings import Listener
+from interceptor.sockets import (
+    SO_ORIGINAL_DST,
+    SOCKADDR_IN_SIZE,
+    IpAddress,
+    SockAddr,
+    address,
+    normal,
+    original_dst_v6,
+    sockaddr_text,
+)
 
 # ENOENT: conntrack is there and does not know the connection. ENOPROTOOPT: it is not loaded for this family (mitmproxy#7272).
 NO_ENTRY_ERRNOS = frozenset({errno.ENOENT, errno.ENOPROTOOPT})
@@ -29,6 +38,12 @@ class NoConntrackEntry(NoOriginalDst):
     reason = "no_conntrack_entry"
 
 
+class ClientGone(NoOriginalDst):
+    """The client reset the connection before it was accepted, and conntrack has forgotten it: nobody's mistake."""
+
+    reason = "client_gone"
+
+
 class NotRewritten(NoOriginalDst):
     """A connection at a `connect` listener that was given no other address when it was made: dialled directly."""
 
@@ -40,31 +55,66 @@ class DirectDial(NoOriginalDst):
 
     reason = "direct_dial"
 
-    def __init__(self, destination: Address) -> None:
-        self.destination = destination
-        super().__init__(f"{destination} is the proxy itself")
+    def __init__(self, destination: SockAddr) -> None:
+        super().__init__(f"{sockaddr_text(destination)} is the proxy itself")
 
 
-def original_dst(sock: socket.socket, mode: Mode, originals: Originals | None = None) -> Address:
-    """The original destination of the accepted connection `sock`; for the mode `connect`, as `originals` know it.
+def original_dst_of(listener: Listener, originals: Originals | None = None) -> Callable[[SocketType], SockAddr]:
+    """What tells the original destination, in normal form, of a connection accepted by `listener`; for the mode `connect`, as
+    `originals` know it.
 
-    Raises NoConntrackEntry, NotRewritten, or OSError for what else the kernel answers.
+    It raises NoConntrackEntry, NotRewritten, ClientGone, or OSError for what else the kernel answers.
     """
-    if mode == "tproxy":
-        return address(sock.getsockname())
+    if listener.mode == "tproxy":
+        return _local_address
     if originals is not None:
-        return _rewritten(sock, originals)
-    # A dual-stack listener's v4-mapped peer is an IPv4 connection to conntrack, whatever the socket's family.
-    is_v4 = sock.family == socket.AF_INET or address(sock.getsockname()).ip.version == 4
+        return lambda sock: _rewritten(sock, originals)
+    if listener.family == "dual":
+        return _redirected_dual
+    return _redirected_v4 if listener.family == "v4" else _redirected_v6
+
+
+def _local_address(sock: SocketType) -> SockAddr:
+    return normal(sock.getsockname())
+
+
+def _redirected_v4(sock: SocketType) -> SockAddr:
     try:
-        return original_dst_v4(sock) if is_v4 else original_dst_v6(sock)
+        raw = sock.getsockopt(SOL_IP, SO_ORIGINAL_DST, SOCKADDR_IN_SIZE)
     except OSError as error:
-        if error.errno in NO_ENTRY_ERRNOS:
-            raise NoConntrackEntry(f"{errno.errorcode[error.errno]}: not redirected here, or conntrack is off") from error
-        raise
+        raise _explained(sock, error) from error
+    return (inet_ntoa(raw[4:8]), raw[2] << 8 | raw[3])
 
 
-def _rewritten(sock: socket.socket, originals: Originals) -> Address:
+def _redirected_v6(sock: SocketType) -> SockAddr:
+    try:
+        return original_dst_v6(sock)
+    except OSError as error:
+        raise _explained(sock, error) from error
+
+
+def _redirected_dual(sock: SocketType) -> SockAddr:
+    # A v4-mapped peer is an IPv4 connection to conntrack, whatever the socket's family.
+    return _redirected_v4(sock) if len(_local_address(sock)) == 2 else _redirected_v6(sock)
+
+
+def _explained(sock: SocketType, error: OSError) -> Exception:
+    if error.errno in NO_ENTRY_ERRNOS:
+        if _is_gone(sock):
+            return ClientGone("reset by the client before it was accepted")
+        return NoConntrackEntry(f"{errno.errorcode[error.errno]}: not redirected here, or conntrack is off")
+    return error
+
+
+def _is_gone(sock: SocketType) -> bool:
+    try:
+        sock.getpeername()
+    except OSError:  # ENOTCONN: closed by a reset, net/ipv4/af_inet.c
+        return True
+    return False
+
+
+def _rewritten(sock: SocketType, originals: Originals) -> SockAddr:
     client, local = sock.getpeername(), sock.getsockname()
     found = originals.find(client, local)
     if found is None:
@@ -72,13 +122,13 @@ def _rewritten(sock: socket.socket, originals: Originals) -> Address:
     # A client that is gone may have been followed by another from the same port: only while it lives is the entry its own.
     sock.getpeername()
     originals.forget(client, local)
-    return address(found.address)
+    return normal(found.address)
 
 
-def refuse_loop(destination: Address, own_ports: frozenset[int], is_local: Callable[[IpAddress], bool]) -> None:
+def refuse_loop(destination: SockAddr, own_ports: frozenset[int], is_local: Callable[[IpAddress], bool]) -> None:
     """Raise DirectDial when dialling `destination` would reach the proxy itself.
 
-    With nat rules loaded, SO_ORIGINAL_DST of a connection that was not redirected is its own address (peers.md 7).
+    With nat rules loaded, SO_ORIGINAL_DST of a connection that was not redirected is its own address.
     """
-    if destination.port in own_ports and is_local(destination.ip):
+    if destination[1] in own_ports and is_local(address(destination).ip):
         raise DirectDial(destination)

@@ -8,7 +8,7 @@ from select import EPOLLIN
 
 from interceptor.proxy.loop import Loop
 from interceptor.proxy.settings import Listener
-from interceptor.sockets import Address
+from interceptor.sockets import SockAddr, sockaddr_text
 
 # A prober closes as soon as it has read its line; one that does not is not worth a descriptor.
 DEADLINE_S = 5.0
@@ -20,12 +20,14 @@ class ProbeAnswer:
     Line and FIN are sent at once, then the prober's own end is awaited, so that no RST overtakes the line.
     """
 
-    def __init__(self, loop: Loop, sock: socket.socket, listener: Listener, client: Address, original_dst: Address) -> None:
+    def __init__(
+        self, loop: Loop, sock: socket.SocketType, listener: Listener, client: SockAddr, original_dst: SockAddr
+    ) -> None:
         self._loop = loop
         self._sock = sock
         self._deadline = loop.later(DEADLINE_S, self._end)
         loop.watch(sock.fileno(), EPOLLIN, self._ready)
-        answer = {"listener": str(listener), "original_dst": str(original_dst), "client": str(client)}
+        answer = {"listener": str(listener), "original_dst": sockaddr_text(original_dst), "client": sockaddr_text(client)}
         try:
             sock.send(json.dumps(answer).encode() + b"\n")
             sock.shutdown(socket.SHUT_WR)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from socket import SocketType
 
-from interceptor.proxy.flows import Counters, Flow
+from interceptor.proxy.flows import Flow
+from interceptor.proxy.hooks import Hooks
 from interceptor.proxy.loop import Loop
+from interceptor.proxy.metrics import Counts
 from interceptor.proxy.netns_view import NetnsView
+from interceptor.proxy.owners import Owners
 from interceptor.proxy.relay.base import Relay
 from interceptor.proxy.settings import Direction, ProxySettings
-from interceptor.proxy.upstream import PASSTHROUGH_SOURCES, OpenSocket, open_upstream
-from interceptor.sockets import Address
+from interceptor.proxy.upstream import PASSTHROUGH_V4, PASSTHROUGH_V6, OpenSocket, dial_datagram, open_stream
+from interceptor.sockets import Address, SockAddr, address
 
 
 @dataclass(slots=True)
@@ -25,25 +28,32 @@ class Runtime:
     relay: Relay
     open_socket: OpenSocket
     on_flow: Callable[[Flow], None]
-    counters: Counters = field(default_factory=Counters)
+    owners: Owners
+    counts: Counts
+    hooks: Hooks = field(default_factory=Hooks)
 
-    def dial(self, kind: socket.SocketKind, direction: Direction, client: Address, destination: Address) -> socket.socket:
-        """The upstream half of a flow of `client`, on its way. Raises UpstreamError."""
+    def open_upstream(self, direction: Direction, client: SockAddr, destination: SockAddr) -> SocketType:
+        """The upstream half of a TCP flow of `client`, not connected yet. Raises UpstreamError."""
         source = self._inbound_source(client, destination) if direction == "inbound" else None
-        return open_upstream(self.open_socket, kind, destination, source, self.settings.upstream_mark)
+        return open_stream(self.open_socket, destination, source, self.settings.upstream_mark)
+
+    def dial_datagram(self, destination: Address) -> SocketType:
+        """The upstream half of an outbound UDP flow. Raises UpstreamError."""
+        return dial_datagram(self.open_socket, destination, self.settings.upstream_mark)
 
     def record(self, flow: Flow) -> None:
-        """Count `flow` as ended and hand it on."""
-        self.counters.ended[flow.reason] += 1
+        """Hand on what is known of a flow that has ended."""
         self.on_flow(flow)
 
-    def _inbound_source(self, client: Address, destination: Address) -> Address:
+    def _inbound_source(self, client: SockAddr, destination: SockAddr) -> SockAddr:
         # A client with an address of our own is the pod calling itself: dialled from there, capture would take it for
         # outbound-to-self and bring it back for ever.
         keeps_client = (
             self.settings.original_source
-            and client.ip.version == destination.ip.version
-            and client.ip != destination.ip
-            and not self.view.netlink.is_local(client.ip)
+            and len(client) == len(destination)
+            and client[0] != destination[0]
+            and not self.view.netlink.is_local(address(client).ip)
         )
-        return client if keeps_client else PASSTHROUGH_SOURCES[destination.ip.version]
+        if keeps_client:
+            return (client[0], 0) if len(client) == 2 else (client[0], 0, 0, client[3])
+        return PASSTHROUGH_V4 if len(destination) == 2 else PASSTHROUGH_V6

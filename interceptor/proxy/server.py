@@ -2,40 +2,37 @@
 
 from __future__ import annotations
 
-import errno
 import signal
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from select import EPOLLIN
+from socket import SocketType
+from typing import Literal
 
-from interceptor.proxy import closing
-from interceptor.proxy.connection import Connection
+from interceptor.proxy import open_flows
+from interceptor.proxy.acceptor import Acceptor
+from interceptor.proxy.announce import Announcer
 from interceptor.proxy.dns import DnsForwarder, parse_resolver
-from interceptor.proxy.flows import Counters, Flow, errno_name
+from interceptor.proxy.flows import Flow
+from interceptor.proxy.hooks import Hooks
 from interceptor.proxy.identity import CAP_NET_ADMIN, become
+from interceptor.proxy.limits import Limits
 from interceptor.proxy.listeners import BoundListener, open_listeners
 from interceptor.proxy.loop import Loop
-from interceptor.proxy.original_dst import NoOriginalDst, original_dst, refuse_loop
-from interceptor.proxy.probe import ProbeAnswer
-from interceptor.proxy.relay.copy import CopyRelay
+from interceptor.proxy.metrics import Counts, Region
+from interceptor.proxy.owners import Owners
+from interceptor.proxy.relay.choice import choose, open_relay
 from interceptor.proxy.runtime import Runtime
-from interceptor.proxy.session import Drain
+from interceptor.proxy.session import Event
 from interceptor.proxy.settings import ProxySettings
+from interceptor.proxy.sweep import Sweep
 from interceptor.proxy.udp import UdpRelay
 from interceptor.proxy.upstream import OpenSocket
-from interceptor.sockets import Address, address
 
 __all__ = ["Proxy", "open_listeners"]
 
-# accept() says these when the host, not the client, has a problem (trio's ACCEPT_CAPACITY_ERRNOS): asking again at once
-# would spin, for the listener stays readable.
-ACCEPT_CAPACITY_ERRNOS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
-ACCEPT_PAUSE_S = 0.1  # trio's
-# Connections taken in one go, so that a flood of new ones does not starve those that run.
-ACCEPT_BATCH = 64
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -47,24 +44,61 @@ class Proxy:
         settings: ProxySettings,
         listeners: list[BoundListener],
         on_flow: Callable[[Flow], None],
-        open_socket: OpenSocket = socket.socket,
+        open_socket: OpenSocket = SocketType,
+        counts: Counts | None = None,
     ) -> None:
         self._loop = Loop()
         self._loop.on_wakeup = self._told_to_stop
         self._listeners = listeners
         self._settings = settings
-        self._runtime = Runtime(settings, self._loop, listeners[0].view, CopyRelay(self._loop), open_socket, on_flow)
+        view = listeners[0].view
+        relay = open_relay(choose(settings.relay).name, self._loop)
+        self._runtime = Runtime(
+            settings, self._loop, view, relay, open_socket, on_flow, Owners(view), counts or Region().worker(0)
+        )
+        self._sweep = Sweep(self._loop, settings)
+        self._limits = Limits(settings.max_connections, settings.max_connections_per_client)
+        self._runtime.hooks = self._own_hooks()
         self._own_ports = settings.own_ports | {bound.listener.port for bound in listeners}
-        self._connections: set[Connection] = set()
+        self._acceptors: list[Acceptor] = []
         self._datagrams: list[UdpRelay | DnsForwarder] = []
         self._draining = False
+        self._serving = False
         self._closed = threading.Event()
         self._resolver = parse_resolver(settings.resolvers[0]) if settings.resolvers else None
 
     @property
-    def counters(self) -> Counters:
-        """What was counted so far."""
-        return self._runtime.counters
+    def state(self) -> Literal["starting", "serving", "draining"]:
+        """Where it is in its life. From any thread, as are `open_flows` and `stop`."""
+        if self._draining or self._closed.is_set():
+            return "draining"
+        return "serving" if self._serving else "starting"
+
+    def open_flows(self) -> Iterator[Flow]:
+        """The open TCP connections as flow records so far, of reason `open`."""
+        return (connection.flow_so_far() for connection in tuple(self._sweep.connections))
+
+    @property
+    def hooks(self) -> Hooks:
+        """Where others put a hand in; to be set before `run`."""
+        return self._runtime.hooks
+
+    def later(self, delay_s: float, callback: Callable[[], None]) -> object:
+        """Call `callback` in the proxy's thread, `delay_s` seconds from now. From that thread only."""
+        return self._loop.later(delay_s, callback)
+
+    def answer(self, asked: socket.socket) -> None:
+        """Tell the open connections to whoever asks on `asked` (open_flows.py). To be called before `run`."""
+        self._loop.watch(asked.fileno(), EPOLLIN, lambda _events: open_flows.answer(asked, self.open_flows()))
+
+    def stop_at_end_of(self, lifeline: int) -> None:
+        """Begin to drain when the pipe `lifeline` ends: whoever holds its other end is gone. To be called before `run`."""
+
+        def ended(_events: int) -> None:
+            self._loop.unwatch(lifeline)
+            self._told_to_stop(b"")
+
+        self._loop.watch(lifeline, EPOLLIN, ended)
 
     def run(self, on_ready: Callable[[], None] = lambda: None) -> None:
         """Serve until `stop()` or, in the main thread, SIGTERM or SIGINT; then drain and give everything back.
@@ -78,6 +112,7 @@ class Proxy:
                     become(*self._settings.run_as, frozenset({CAP_NET_ADMIN} if self._settings.needs_net_admin else ()))
                 for bound in self._listeners:
                     self._serve(bound)
+                self._serving = True
                 on_ready()
                 self._loop.run()
         finally:
@@ -89,90 +124,37 @@ class Proxy:
             self._loop.wake()
 
     def _serve(self, bound: BoundListener) -> None:
+        is_dns = bound.listener.direction == "dns"
         if bound.protocol == "tcp":
-            self._loop.watch(bound.sock.fileno(), EPOLLIN, lambda _events: self._accept(bound))
-        elif bound.listener.direction == "dns":
+            instead = self._resolver.sockaddr if is_dns and self._resolver is not None else None
+            self._acceptors.append(Acceptor(self._runtime, bound, self._own_ports, self._sweep, instead))
+        elif is_dns:
             if self._resolver is not None:
                 self._datagrams.append(DnsForwarder(self._runtime, bound, self._resolver))
         else:
             self._datagrams.append(UdpRelay(self._runtime, bound))
 
-    def _accept(self, bound: BoundListener) -> None:
-        for _ in range(ACCEPT_BATCH):
-            try:
-                sock, sockaddr = bound.sock.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:
-                self.counters.accept_errors[errno_name(error.errno or 0)] += 1
-                if error.errno in ACCEPT_CAPACITY_ERRNOS:
-                    self._pause(bound)
-                    return
-                continue  # the client's problem, ECONNABORTED and the like (accept(2)): the next one may be well
-            sock.setblocking(False)
-            self._take(bound, sock, address(sockaddr))
-
-    def _pause(self, bound: BoundListener) -> None:
-        self._loop.change(bound.sock.fileno(), 0)
-        self._loop.later(ACCEPT_PAUSE_S, lambda: self._resume(bound))
-
-    def _resume(self, bound: BoundListener) -> None:
-        if not self._draining:
-            self._loop.change(bound.sock.fileno(), EPOLLIN)
-
-    def _take(self, bound: BoundListener, sock: socket.socket, client: Address) -> None:
-        self.counters.accepted += 1
-        destination: Address | None = None
-        try:
-            destination = original_dst(sock, bound.listener.mode, bound.originals)
-            refuse_loop(destination, self._own_ports, bound.view.netlink.is_local)
-        except NoOriginalDst as error:
-            self._refuse(bound, sock, client, destination, error.reason, str(error))
-            return
-        except OSError as error:
-            self._refuse(bound, sock, client, destination, NoOriginalDst.reason, errno_name(error.errno or 0))
-            return
-        if destination.port == self._settings.probe_port:
-            ProbeAnswer(self._loop, sock, bound.listener, client, destination)
-            return
-        if bound.listener.direction == "dns" and self._resolver is None:
-            self._refuse(bound, sock, client, destination, "no_resolver", None)
-            return
-        connection = Connection(self._runtime, bound.listener, sock, client, destination, self._ended)
-        self._connections.add(connection)
-        self.counters.open += 1
-        dial = self._resolver if bound.listener.direction == "dns" and self._resolver is not None else destination
-        connection.begin(dial)
-
-    def _refuse(
-        self, bound: BoundListener, sock: socket.socket, client: Address, to: Address | None, reason: str, error: str | None
-    ) -> None:
-        self.counters.refused[reason] += 1
-        closing.abort(self._loop, sock)
-        listener = bound.listener
-        self._runtime.record(
-            Flow(time.time(), "tcp", listener.direction, listener, client, to, None, 0, 0, 0.0, f"refused_{reason}", error)
+    def _own_hooks(self) -> Hooks:
+        header = self._settings.header
+        return Hooks(
+            admit=lambda _listener, client, _destination: self._limits.admit(client[0]),
+            ended=lambda connection: self._limits.release(connection.client_address[0]),
+            preface=Announcer(header) if header is not None else None,
         )
 
-    def _ended(self, connection: Connection) -> None:
-        self._connections.discard(connection)
-        self.counters.open -= 1
-        if self._draining and not self._connections:
-            self._loop.stop()
-
     def _told_to_stop(self, _messages: bytes) -> None:
-        if self._draining or not self._connections:
+        if self._draining or not self._sweep.connections:
             self._end_now()
             return
         self._draining = True
-        for bound in self._listeners:
-            if bound.protocol == "tcp":
-                self._loop.dispose(bound.sock)
+        self._sweep.on_empty = self._loop.stop
+        for acceptor in self._acceptors:
+            acceptor.close()
         self._loop.later(self._settings.drain_deadline_s, self._end_now)
 
     def _end_now(self) -> None:
-        for connection in list(self._connections):
-            connection.feed(Drain())
+        for connection in tuple(self._sweep.connections):
+            connection.feed(Event.DRAIN)
         self._loop.stop()
 
     @contextmanager
@@ -197,5 +179,6 @@ class Proxy:
             each.close()
         for bound in self._listeners:
             bound.close()
+        self._runtime.relay.close()
         self._runtime.view.close()
         self._loop.close()

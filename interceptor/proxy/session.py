@@ -1,15 +1,13 @@
-"""The life of one TCP flow as a table: an event in, commands out. No sockets, no clock, no bytes.
+"""The life of one TCP flow as a table: an event in, commands out. No sockets, no clock, no bytes, no objects made.
 
 It sees only edges (accepted, open, end of stream, failure), so any relay can move the bytes: copy, splice, the kernel alone.
+What comes with an event (an errno) and what a command needs (a socket) is the connection's to keep.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from enum import Enum
-from typing import TypeAlias
-
-from interceptor.sockets import Address
+from enum import Enum, IntEnum
+from typing import NamedTuple
 
 
 class Side(Enum):
@@ -24,29 +22,45 @@ class Side(Enum):
         return Side.UPSTREAM if self is Side.CLIENT else Side.CLIENT
 
 
-class State(Enum):
-    """Where a flow is. *_DONE: that side has sent its FIN, the other still speaks."""
+class State(IntEnum):
+    """Where a flow is. *_DONE: that side has sent its FIN, the other still speaks. (IntEnum: hashed in C.)"""
 
-    NEW = "new"
-    OPENING = "opening"
-    RELAYING = "relaying"
-    CLIENT_DONE = "client_done"
-    UPSTREAM_DONE = "upstream_done"
-    CLOSED = "closed"
-
-
-class How(Enum):
-    """How a side is closed: FIN says all is well, RST says it is not."""
-
-    FIN = "fin"
-    RESET = "reset"
+    NEW = 0
+    LISTENING = 1  # for the client's first bytes, before anything is dialled
+    OPENING = 2
+    RELAYING = 3
+    CLIENT_DONE = 4
+    UPSTREAM_DONE = 5
+    CLOSED = 6
 
 
-class Timer(Enum):
-    """What the one timer of a flow waits for. Arming replaces the one before; closing disarms."""
+class Event(IntEnum):
+    """What happens to a flow. Failures come with an errno, which the session does not look at."""
 
-    CONNECT = "connect"
-    IDLE = "idle"
+    ACCEPTED = 0  # a captured connection, whose original destination is known
+    ACCEPTED_UNHEARD = 1  # the same, and the client's first bytes are wanted before it is dialled
+    HEARD = 2  # the client's first bytes are known, or will not come
+    UPSTREAM_OPEN = 3
+    UPSTREAM_REFUSED = 4  # it cannot be established
+    CLIENT_EOF = 5  # the client has ended its stream, and everything it sent was written to the upstream
+    UPSTREAM_EOF = 6
+    CLIENT_FAILED = 7  # it is broken: reset, timed out
+    UPSTREAM_FAILED = 8
+    TIME_UP = 9  # the state's time limit has passed: nothing happened
+    DRAIN = 10  # the proxy stops now: the drain deadline has passed
+
+
+class Command(IntEnum):
+    """What the connection has to do."""
+
+    LISTEN = 0  # wait for the client's first bytes, without taking them
+    DIAL = 1
+    START_RELAY = 2  # move bytes both ways until told to stop
+    END_CLIENT = 3  # send FIN to the client; it may still speak
+    END_UPSTREAM = 4
+    FINISH = 5  # close both sides: all is well
+    RESET = 6  # close both sides with RST: all is not well
+    REPORT = 7  # the flow is over: record it
 
 
 class Reason(Enum):
@@ -61,158 +75,71 @@ class Reason(Enum):
     DRAINED = "drained"
 
 
-@dataclass(frozen=True, slots=True)
-class Accepted:
-    """A captured connection, and where it was going."""
+class Transition(NamedTuple):
+    """What an event leads to. The reason is given with REPORT."""
 
-    client: Address
-    original_dst: Address
-
-
-@dataclass(frozen=True, slots=True)
-class UpstreamOpen:
-    """The upstream connection is established."""
-
-
-@dataclass(frozen=True, slots=True)
-class UpstreamFailed:
-    """The upstream connection cannot be established."""
-
-    errno: int
-
-
-@dataclass(frozen=True, slots=True)
-class Eof:
-    """`side` has ended its stream, and everything it sent has been written to the other side."""
-
-    side: Side
-
-
-@dataclass(frozen=True, slots=True)
-class RelayFailed:
-    """`side` is broken: reset, timed out."""
-
-    side: Side
-    errno: int
-
-
-@dataclass(frozen=True, slots=True)
-class Idle:
-    """The armed timer ran out and nothing had happened."""
-
-
-@dataclass(frozen=True, slots=True)
-class Drain:
-    """The proxy stops now: the drain deadline has passed."""
-
-
-@dataclass(frozen=True, slots=True)
-class OpenUpstream:
-    """Dial `dst`."""
-
-    dst: Address | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class StartRelay:
-    """Move bytes both ways until told to stop."""
-
-
-@dataclass(frozen=True, slots=True)
-class ShutdownWrite:
-    """Send FIN to `side`; it may still speak."""
-
-    side: Side
-
-
-@dataclass(frozen=True, slots=True)
-class Close:
-    """Be done with `side`."""
-
-    side: Side
-    how: How
-
-
-@dataclass(frozen=True, slots=True)
-class Arm:
-    """Start `timer` in place of the one before."""
-
-    timer: Timer
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """The flow is over: record it."""
-
-    reason: Reason
-    errno: int | None = None
-
-
-Event: TypeAlias = Accepted | UpstreamOpen | UpstreamFailed | Eof | RelayFailed | Idle | Drain
-Command: TypeAlias = OpenUpstream | StartRelay | ShutdownWrite | Close | Arm | Report
-Key: TypeAlias = tuple[State, type[Event], Side | None]
+    state: State
+    commands: tuple[Command, ...]
+    reason: Reason | None = None
 
 
 class IllegalEvent(Exception):
     """An event that cannot happen in this state: a bug in whoever sent it."""
 
+    def __init__(self, state: State, event: Event) -> None:
+        super().__init__(f"{event.name} while {state.name}")
 
-def _reset(reason: Reason) -> tuple[State, tuple[Command, ...]]:
-    return State.CLOSED, (Close(Side.CLIENT, How.RESET), Close(Side.UPSTREAM, How.RESET), Report(reason))
+
+def _reset(reason: Reason) -> Transition:
+    # Both sides, whichever broke: a FIN after a failure would tell the other that it has everything.
+    return Transition(State.CLOSED, (Command.RESET, Command.REPORT), reason)
 
 
-_FINISHED: tuple[State, tuple[Command, ...]] = (
-    State.CLOSED,
-    (Close(Side.CLIENT, How.FIN), Close(Side.UPSTREAM, How.FIN), Report(Reason.CLOSED)),
-)
-
-TRANSITIONS: dict[Key, tuple[State, tuple[Command, ...]]] = {
-    (State.NEW, Accepted, None): (State.OPENING, (Arm(Timer.CONNECT), OpenUpstream())),
-    (State.OPENING, UpstreamOpen, None): (State.RELAYING, (Arm(Timer.IDLE), StartRelay())),
-    (State.OPENING, UpstreamFailed, None): _reset(Reason.CONNECT_FAILED),
-    (State.OPENING, RelayFailed, Side.CLIENT): _reset(Reason.CLIENT_FAILED),
-    (State.OPENING, Idle, None): _reset(Reason.CONNECT_TIMEOUT),
-    (State.OPENING, Drain, None): _reset(Reason.DRAINED),
-    (State.RELAYING, Eof, Side.CLIENT): (State.CLIENT_DONE, (ShutdownWrite(Side.UPSTREAM),)),
-    (State.RELAYING, Eof, Side.UPSTREAM): (State.UPSTREAM_DONE, (ShutdownWrite(Side.CLIENT),)),
-    (State.CLIENT_DONE, Eof, Side.UPSTREAM): _FINISHED,
-    (State.UPSTREAM_DONE, Eof, Side.CLIENT): _FINISHED,
+_FINISHED = Transition(State.CLOSED, (Command.FINISH, Command.REPORT), Reason.CLOSED)
+_DIAL = Transition(State.OPENING, (Command.DIAL,))
+_STOP = {Event.CLIENT_FAILED: _reset(Reason.CLIENT_FAILED), Event.DRAIN: _reset(Reason.DRAINED)}
+_BREAK = {
+    **_STOP,
+    Event.UPSTREAM_FAILED: _reset(Reason.UPSTREAM_FAILED),
+    Event.TIME_UP: _reset(Reason.IDLE_TIMEOUT),
 }
-for _state in (State.RELAYING, State.CLIENT_DONE, State.UPSTREAM_DONE):
-    # Both sides are reset, whichever broke: a FIN after a failure would tell the other that it has everything.
-    TRANSITIONS[_state, RelayFailed, Side.CLIENT] = _reset(Reason.CLIENT_FAILED)
-    TRANSITIONS[_state, RelayFailed, Side.UPSTREAM] = _reset(Reason.UPSTREAM_FAILED)
-    TRANSITIONS[_state, Idle, None] = _reset(Reason.IDLE_TIMEOUT)
-    TRANSITIONS[_state, Drain, None] = _reset(Reason.DRAINED)
+
+TRANSITIONS: dict[State, dict[Event, Transition]] = {
+    State.NEW: {
+        Event.ACCEPTED: _DIAL,
+        Event.ACCEPTED_UNHEARD: Transition(State.LISTENING, (Command.LISTEN,)),
+    },
+    State.LISTENING: {
+        Event.HEARD: _DIAL,
+        Event.TIME_UP: _DIAL,  # a client that waits for the server's greeting
+        **_STOP,
+    },
+    State.OPENING: {
+        Event.UPSTREAM_OPEN: Transition(State.RELAYING, (Command.START_RELAY,)),
+        Event.UPSTREAM_REFUSED: _reset(Reason.CONNECT_FAILED),
+        Event.TIME_UP: _reset(Reason.CONNECT_TIMEOUT),
+        **_STOP,
+    },
+    State.RELAYING: {
+        Event.CLIENT_EOF: Transition(State.CLIENT_DONE, (Command.END_UPSTREAM,)),
+        Event.UPSTREAM_EOF: Transition(State.UPSTREAM_DONE, (Command.END_CLIENT,)),
+        **_BREAK,
+    },
+    State.CLIENT_DONE: {Event.UPSTREAM_EOF: _FINISHED, **_BREAK},
+    State.UPSTREAM_DONE: {Event.CLIENT_EOF: _FINISHED, **_BREAK},
+    # Events of the same batch may still arrive.
+    State.CLOSED: {event: Transition(State.CLOSED, ()) for event in Event},
+}
 
 
-class Session:
-    """One flow's state. Feed it events in the order they happen and carry out what it answers, in order."""
+def advance(state: State, event: Event) -> Transition:
+    """What `event` leads to in `state`: feed the events in the order they happen, carry the commands out in order.
 
-    __slots__ = ("state",)
+    For whoever is not in a hurry: `connection` looks the table up by itself.
 
-    def __init__(self) -> None:
-        self.state = State.NEW
-
-    def on(self, event: Event) -> list[Command]:
-        """What to do about `event`. Once closed, nothing: events of the same batch may still arrive.
-
-        Raises IllegalEvent when `event` cannot happen in this state.
-        """
-        if self.state is State.CLOSED:
-            return []
-        side = event.side if isinstance(event, Eof | RelayFailed) else None
-        transition = TRANSITIONS.get((self.state, type(event), side))
-        if transition is None:
-            raise IllegalEvent(f"{event} while {self.state.value}")
-        self.state, commands = transition
-        return [_complete(command, event) for command in commands]
-
-
-def _complete(command: Command, event: Event) -> Command:
-    # What the table cannot know: the destination and the errno come with the event.
-    if isinstance(command, OpenUpstream) and isinstance(event, Accepted):
-        return OpenUpstream(event.original_dst)
-    if isinstance(command, Report) and isinstance(event, UpstreamFailed | RelayFailed):
-        return Report(command.reason, event.errno)
-    return command
+    Raises IllegalEvent when `event` cannot happen in `state`.
+    """
+    try:
+        return TRANSITIONS[state][event]
+    except KeyError:
+        raise IllegalEvent(state, event) from None

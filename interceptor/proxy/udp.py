@@ -17,12 +17,13 @@ from interceptor.errors import NetnsError
 from interceptor.proxy.flows import Flow, errno_name
 from interceptor.proxy.listeners import BoundListener
 from interceptor.proxy.loop import Scheduled
+from interceptor.proxy.metrics import RECEIVED, REFUSED, SENT, UDP_CLOSED, UDP_OPENED
 from interceptor.proxy.netlink import SocketOwner
 from interceptor.proxy.original_dst import DirectDial, refuse_loop
 from interceptor.proxy.owner import Process
 from interceptor.proxy.raw_udp import reply
 from interceptor.proxy.runtime import Runtime
-from interceptor.proxy.upstream import PASSTHROUGH_SOURCES, UpstreamError
+from interceptor.proxy.upstream import PASSTHROUGH_V4, PASSTHROUGH_V6, UpstreamError
 from interceptor.sockets import Address, address, original_dst_of, receive_errors, set_mark, set_transparent
 
 OnUdpEnd: TypeAlias = Callable[[Address, Address], None]
@@ -58,7 +59,7 @@ class UdpRelay:
                 return  # nothing left; or an ICMP error about a reply, which concerns a flow that will time out
             destination = original_dst_of(ancillary)
             if destination is None:
-                self._runtime.counters.refused["no_original_dst"] += 1
+                self._runtime.counts.add(REFUSED, "no_original_dst")
                 continue
             flow = self._flow(address(sockaddr), destination)
             if flow is not None:
@@ -68,22 +69,23 @@ class UdpRelay:
         flow = self._flows.get((client, destination))
         if flow is not None:
             return flow
-        refused = self._runtime.counters.refused
+        counts = self._runtime.counts
         settings, listener = self._runtime.settings, self._bound.listener
         try:
-            refuse_loop(destination, settings.own_ports | {listener.port}, self._bound.view.netlink.is_local)
+            refuse_loop(destination.sockaddr, settings.own_ports | {listener.port}, self._bound.view.netlink.is_local)
         except DirectDial as error:
-            refused[error.reason] += 1
+            counts.add(REFUSED, error.reason)
             return None
         if len(self._flows) >= MAX_FLOWS:
-            refused["too_many_udp_flows"] += 1
+            counts.add(REFUSED, "too_many_udp_flows")
             return None
         try:
             flow = UdpFlow(self._runtime, self._bound, client, destination, self._forget)
         except (OSError, UpstreamError, NetnsError):
-            refused["udp_upstream_failed"] += 1
+            counts.add(REFUSED, "udp_upstream_failed")
             return None
         self._flows[client, destination] = flow
+        counts.add(UDP_OPENED, listener.direction)
         return flow
 
     def _forget(self, client: Address, destination: Address) -> None:
@@ -109,12 +111,12 @@ class UdpFlow:
         else:
             self._client_half = _reply_socket(bound, client, destination)
             try:
-                self._upstream = runtime.dial(socket.SOCK_DGRAM, bound.listener.direction, client, destination)
+                self._upstream = runtime.dial_datagram(destination)
             except UpstreamError:
                 self._client_half.close()
                 raise
             runtime.loop.watch(self._client_half.fileno(), EPOLLIN, self._client_ready)
-        self._upstream_local = address(self._upstream.getsockname())
+        self._upstream_local = self._upstream.getsockname()
         runtime.loop.watch(self._upstream.fileno(), EPOLLIN, self._upstream_ready)
         self._timer = self._watch_idleness(0)
 
@@ -136,6 +138,10 @@ class UdpFlow:
         self._runtime.loop.dispose(self._upstream)
         self._on_end(self._client, self._destination)
         listener = self._bound.listener
+        counts = self._runtime.counts
+        counts.add(UDP_CLOSED, listener.direction)
+        counts.add(SENT, listener.direction, count=self._sent)
+        counts.add(RECEIVED, listener.direction, count=self._received)
         owner, process = (None, None) if listener.direction == "inbound" else self._local_end()
         self._runtime.record(
             Flow(
@@ -143,8 +149,8 @@ class UdpFlow:
                 "udp",
                 listener.direction,
                 listener,
-                self._client,
-                self._destination,
+                self._client.sockaddr,
+                self._destination.sockaddr,
                 self._upstream_local,
                 self._sent,
                 self._received,
@@ -212,7 +218,7 @@ class UdpFlow:
         return self._runtime.loop.later(self._runtime.settings.udp_idle_s, check)
 
 
-def _application_socket(runtime: Runtime, destination: Address) -> socket.socket:
+def _application_socket(runtime: Runtime, destination: Address) -> socket.SocketType:
     """A socket from 127.0.0.6 or ::6, always: `original_source` is for TCP.
 
     Not connected: an application that listens on all addresses answers 127.0.0.6 from 127.0.0.1.
@@ -223,7 +229,7 @@ def _application_socket(runtime: Runtime, destination: Address) -> socket.socket
         receive_errors(sock)
         if runtime.settings.upstream_mark is not None:
             set_mark(sock, runtime.settings.upstream_mark)
-        sock.bind(PASSTHROUGH_SOURCES[destination.ip.version].sockaddr)
+        sock.bind(PASSTHROUGH_V4 if destination.ip.version == 4 else PASSTHROUGH_V6)
     except OSError:
         sock.close()
         raise

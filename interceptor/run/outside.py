@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import select
 import signal
 import socket
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from interceptor import facts, launch, links, netns
-from interceptor.errors import NetnsError
+from interceptor.errors import InterceptorError, NetnsError
 from interceptor.plan.build import build_plan
 from interceptor.plan.model import Plan
 from interceptor.proxy.flows import Flow
@@ -36,28 +37,42 @@ GRACE_S = 1.0  # what the command left running has no network any more; a second
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The command's exit code, its captured connections, and what is needed to name the rule of each.
-
-    `message` is set when there was no command to run; then there are no flows either.
-    """
+    """The command's exit code, its captured connections, and what is needed to name the rule of each."""
 
     exit_code: int
     flows: tuple[Flow, ...]
     place: Place
-    message: str = ""
 
 
-def run(argv: Sequence[str], resolved: Resolved) -> Ended:
-    """Run `argv` captured, to its end. Raises InterceptorError when the namespace cannot be set up; then nothing ran."""
+class NotStarted(InterceptorError):
+    """There is no such command, or it can't be run; the exit code is a shell's."""
+
+    def __init__(self, text: str, exit_code: int) -> None:
+        super().__init__(text)
+        self.exit_code = exit_code
+
+
+def run(argv: Sequence[str], resolved: Resolved, outside: str | None = None) -> Ended:
+    """Run `argv` captured, to its end; its connections are made in the namespace `outside`, None for ours.
+
+    This process goes there, and stays. Raises InterceptorError when nothing could be run.
+    """
+    if not argv[0]:
+        raise NotStarted("'': command not found", launch.NOT_FOUND)
     config = run_config(resolved)
-    check_privilege(config, os.geteuid())
-    reach = tuple(network for family in Family for network in links.reachable(family))
+    check_privilege(config, os.geteuid(), resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    if outside is not None:
+        netns.enter_for_good(netns.locate(outside))
     found = facts.look()
+    reach = [network for family in Family for network in links.reachable(family)]
+    # With `outside`, the servers that the command knows are ours, and need not be in reach from there: they are captured.
+    reach += [server for server in found.resolvers if config.dns != "off" and not (server.is_loopback or server in reach)]
     plan = build_plan(config, found)
-    settings = proxy_settings(config, plan, found)
+    # The command reads the resolv.conf of this mount namespace; the proxy asks who can be asked from outside.
+    settings = proxy_settings(config, plan, facts.look(outside))
     # Before the fork, and so before there are threads: a signal meant for the command must not end us.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED | {signal.SIGCHLD})
-    job = Job(tuple(argv), config, settings, reach, frozenset(mask))
+    job = Job(tuple(argv), config, settings, tuple(reach), frozenset(mask))
     try:
         return _Run(job, plan).to_the_end()
     finally:
@@ -89,7 +104,7 @@ class _Run:
         over = False
         try:
             handed = receive_listeners(self.control)
-            proxy = Proxy(self.job.settings, handed.listeners, self.flows.append, socket.socket)
+            proxy = Proxy(self.job.settings, handed.listeners, self.flows.append)
             relaying = threading.Thread(target=self._relay, args=(proxy,), name="proxy")
             # Our own look at the accept queues, for the time when the proxy is about to stop.
             queues = [os.dup(each.sock.fileno()) for each in handed.listeners if each.protocol == "tcp"]
@@ -116,7 +131,7 @@ class _Run:
         place = Place(self.plan, INTERFACE, frozenset(address.ip for address in ADDRESSES.values()))
         if failure:
             code, message = launch.exec_failure(self.job.argv, json.loads(failure)["errno"])
-            return Ended(code, (), place, message)
+            raise NotStarted(message, code)
         return Ended(launch.exit_code(status), tuple(self.flows), place)
 
     def _relay(self, proxy: Proxy) -> None:

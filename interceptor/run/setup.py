@@ -14,6 +14,7 @@ from interceptor.values import Family, Mark
 
 # In the namespace nothing is the proxy's own: it dials from outside. A rule needs some identity, so: a mark nobody sets.
 NOBODYS_MARK = Mark(0x69746300)
+OPEN_FILES_MIN = 64  # listeners of two families, their copies, pipes, netlink: half of it, without a connection
 
 
 def run_config(resolved: Resolved) -> Config:
@@ -39,7 +40,11 @@ def proxy_settings(config: Config, plan: Plan, facts: HostFacts) -> ProxySetting
     return replace(configured(config, families, resolvers=resolvers), upstream_mark=None)
 
 
-def check_privilege(config: Config, uid: int) -> None:
-    """Raises Unsupported for what only root can do."""
+def check_privilege(config: Config, uid: int, open_files: int) -> None:
+    """Raises Unsupported for what only root can do, or what cannot be done with so few `open_files` (ulimit -n)."""
+    if open_files < OPEN_FILES_MIN:
+        raise Unsupported(
+            f"`run` needs {OPEN_FILES_MIN} open files, and two more for each connection; {open_files} are allowed (ulimit -n)"
+        )
     if config.udp != "off" and uid != 0:
         raise Unsupported("--udp with `run` needs root: answers are sent from sockets inside the command's network namespace")

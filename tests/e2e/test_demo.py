@@ -87,12 +87,12 @@ def test_the_table_is_for_people() -> None:
     done = demo("--requests", "3")
     lines = done.stdout.splitlines()
     heading = next(line for line in lines if line.startswith("TIME"))
-    assert heading.split() == ["TIME", "POD", "WHO", "DIRECTION", "DESTINATION", "RULE", "SENT", "RECEIVED", "TOOK", "END"]
+    assert heading.split() == ["TIME", "POD", "WHO", "UID", "DESTINATION", "RULE", "SENT", "RECV", "TOOK", "END"]
     rows = lines[lines.index(heading) + 1 : -2]
     assert len(rows) == 3 * 4 + 1
-    assert max(map(len, rows)) <= 170
+    assert max(map(len, rows)) <= 120
     assert lines[-1].startswith("OK: 12 of 12 expected flows were captured")
-    assert all(re.search(r"(curl|http-server)\[\d+\] uid 100[01] ", row) for row in rows)
+    assert all(re.search(r"(curl|httpd)\[\d+\] +100[01] ", row) for row in rows)
 
 
 @pytest.mark.parametrize("backend", ["nft", "iptables-nft", "iptables-legacy"])
@@ -147,11 +147,82 @@ def test_keep_stays_until_ctrl_c_and_shows_what_one_does(start: Start) -> None:
     while "OK: " not in shown:
         shown += process.stdout.readline()
     row = process.stdout.readline()
-    assert "captured outbound" in row or "captured inbound" in row
+    assert "--outbound redirect" in row or "--inbound redirect" in row
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=30)
     assert process.returncode == 0
     assert left_of(process.pid) == []
+
+
+def test_keep_with_json_prints_a_document_and_then_a_line_for_each_flow(start: Start) -> None:
+    process = start("--keep", "--json", "--requests", "1")
+    assert process.stdout is not None
+    document = process.stdout.readline()
+    while not document.endswith("\n}\n"):
+        document += process.stdout.readline()
+    assert json.loads(document)["ok"]
+    client = f"itc-demo-{process.pid}-client"
+    sh("ip", "netns", "exec", client, "setpriv", "--reuid", "1000", "--clear-groups", "curl", "-s", "http://192.0.2.2:8080/")
+    flow = json.loads(process.stdout.readline())
+    assert (flow["original_dst"], flow["fate"]) == ("192.0.2.2:8080", "captured")
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[str]:
+    """A network namespace for the demo to work from."""
+    name = f"itc-e2e-{os.getpid()}-d"
+    sh("ip", "netns", "add", name)
+    yield name
+    sh("ip", "netns", "del", name)
+
+
+@pytest.mark.parametrize("by", ["name", "path", "pid"])
+def test_it_works_from_another_namespace_and_never_in_ours(start: Start, elsewhere: str, by: str) -> None:
+    path = f"/run/netns/{elsewhere}"
+    sleeper = subprocess.Popen(["ip", "netns", "exec", elsewhere, "sleep", "60"])
+    wanted = os.stat(path).st_ino
+    wait_for(lambda: Path(f"/proc/{sleeper.pid}/comm").read_text() == "sleep\n", "a process in the namespace")
+    before = kernel_state(None), kernel_state(elsewhere)
+    try:
+        process = start("--keep", "--json", "--netns", {"name": elsewhere, "path": path, "pid": str(sleeper.pid)}[by])
+        assert process.stdout is not None
+        document = process.stdout.readline()
+        while not document.endswith("\n}\n"):
+            document += process.stdout.readline()
+        # All is there; the demo itself is not in our namespace, and neither is anything of it.
+        assert os.stat(f"/proc/{process.pid}/ns/net").st_ino == wanted
+        ours = os.stat("/proc/self/ns/net").st_ino
+        assert all(os.stat(f"/proc/{pid}/ns/net").st_ino not in (ours, wanted) for pid in _inhabitants(process.pid))
+        assert (kernel_state(None), kernel_state(elsewhere)) == before
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+        assert (process.returncode, json.loads(document)["ok"]) == (0, True)
+        assert left_of(process.pid) == []
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+
+
+@pytest.mark.parametrize("wanted", ["no-such-netns", "/etc/passwd", "/proc/self/ns/mnt"])
+def test_a_namespace_that_is_none_is_refused(wanted: str) -> None:
+    done = demo("--netns", wanted, "--json")
+    assert (done.returncode, done.stderr) == (4, "")
+    assert json.loads(done.stdout)["error"]["kind"] == "NetnsError"
+
+
+def test_an_interrupt_that_is_ignored_stays_so() -> None:
+    # As a shell's `&` and nohup(1) leave it: SIGINT reaches the whole group of a script, and is not for the demo.
+    names = Path("/run/netns")
+    process = subprocess.Popen(
+        ["sh", "-c", 'trap "" INT HUP; exec "$@"', "sh", *INTERCEPTOR, "demo", "--requests", "1"],
+        text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    wait_for(lambda: any(names.glob(f"itc-demo-{process.pid}-*")), "the first namespace")
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGHUP)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (0, "")
+    assert "OK: 4 of 4" in out
 
 
 def test_without_root_it_says_so() -> None:
@@ -169,7 +240,7 @@ def test_without_curl_python_is_the_client(tmp_path: Path) -> None:
     argv = ["unshare", "--mount", "sh", "-c", hide, "sh", *INTERCEPTOR, "demo", "--json", "--requests", "1"]
     done = subprocess.run(argv, text=True, capture_output=True, timeout=30, check=False)
     assert done.returncode == 0, done.stderr
-    assert {flow["command"] for flow in json.loads(done.stdout)["flows"]} == {"http-client", "http-server"}
+    assert {flow["command"] for flow in json.loads(done.stdout)["flows"]} == {"http-client", "httpd"}
 
 
 def test_a_failure_half_way_leaves_nothing(tmp_path: Path) -> None:

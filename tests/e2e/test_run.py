@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -104,6 +105,7 @@ def test_last_bytes_of_a_command_that_does_not_wait_arrive(machine: Machine) -> 
         pytest.param(["sh", "-c", "exit 42"], 42, id="its own"),
         pytest.param(["sh", "-c", "kill -TERM $$"], 128 + signal.SIGTERM, id="killed"),
         pytest.param(["no-such-command"], 127, id="not found"),
+        pytest.param([""], 127, id="empty"),
         pytest.param(["/etc/passwd"], 126, id="not executable"),
     ],
 )
@@ -115,6 +117,45 @@ def test_exit_code_is_the_commands(machine: Machine, argv: list[str], code: int,
 def test_a_command_that_cannot_run_is_named(machine: Machine) -> None:
     done = machine.interceptor("run", "--", "no-such-command")
     assert done.stderr == "interceptor: no-such-command: command not found\n"
+
+
+@pytest.mark.parametrize(("command", "code"), [("no-such-command", 127), ("/etc/passwd", 126)])
+def test_a_command_that_cannot_run_is_told_in_json_when_asked(machine: Machine, command: str, code: int) -> None:
+    done = machine.interceptor("run", "--json", "--", command)
+    assert (done.returncode, done.stderr) == (code, "")
+    assert json.loads(done.stdout)["error"]["exit_code"] == code
+
+
+@pytest.mark.parametrize("by", ["name", "path", "pid"])
+def test_connections_are_made_from_another_namespace_when_asked(machine: Machine, by: str) -> None:
+    # Called in the machine's own namespace, from where there is no way to the world.
+    path = f"/run/netns/{machine.host}"
+    sleeper = subprocess.Popen(["ip", "netns", "exec", machine.host, "sleep", "60"])
+    try:
+        wait_for(lambda: Path(f"/proc/{sleeper.pid}/comm").read_text() == "sleep\n", "a process in the namespace")
+        before = kernel_state(None), kernel_state(machine.host)
+        where = {"name": machine.host, "path": path, "pid": str(sleeper.pid)}[by]
+        # A pid's resolv.conf is that process's: `ip netns exec` gives the namespace's own.
+        script = f"readlink /proc/self/ns/net; curl -sS http://{V4}/; curl -sS http://{NAME}:{HTTP_PORT}/"
+        argv = [*INTERCEPTOR, "run", "--json", "--netns", where, "--", "sh", "-c", script]
+        done = subprocess.run(argv, text=True, capture_output=True, timeout=20, check=False)
+        inside, answer = done.stdout.splitlines()
+        assert (done.returncode, answer) == (0, "xxxxxxxxxx"), done.stderr
+        assert inside not in (os.readlink("/proc/self/ns/net"), os.readlink(f"/proc/{sleeper.pid}/ns/net"))
+        seen = [json.loads(line) for line in done.stderr.splitlines()]
+        assert V4 in [flow["original_dst"] for flow in seen]
+        assert "dns" in [flow["direction"] for flow in seen]
+        assert (kernel_state(None), kernel_state(machine.host)) == before
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+
+
+@pytest.mark.parametrize("wanted", ["no-such-netns", "/etc/passwd"])
+def test_a_namespace_that_is_none_is_refused_and_nothing_runs(machine: Machine, wanted: str) -> None:
+    done = machine.interceptor("run", "--netns", wanted, "--", "echo", "ran")
+    assert (done.returncode, done.stdout) == (4, "")
+    assert wanted in done.stderr
 
 
 def test_stdin_stdout_and_the_environment_are_the_callers(machine: Machine) -> None:
@@ -200,19 +241,19 @@ def test_nothing_is_left_after_a_kill(machine: Machine, number: signal.Signals) 
 def test_the_table_says_who_where_and_why(machine: Machine) -> None:
     done = machine.interceptor("run", "--", "curl", "-s", f"http://{V6}/2000")
     heading, row = done.stderr.splitlines()
-    assert heading.split() == ["TIME", "WHO", "DIRECTION", "DESTINATION", "RULE", "SENT", "RECEIVED", "TOOK", "END"]
-    assert re.search(r"curl\[\d+\] uid 0 ", row)
+    assert heading.split() == ["TIME", "WHO", "UID", "DESTINATION", "RULE", "SENT", "RECV", "TOOK"]
+    assert re.search(r"curl\[\d+\] +0 ", row)
     assert V6 in row
-    assert "captured outbound (--outbound redirect)" in row
+    assert "--outbound redirect" in row
     assert "2.1 KiB" in row
-    assert row.endswith("closed")
+    assert len(row) <= 120
 
 
 def test_dns_stands_in_the_table(machine: Machine) -> None:
     done = machine.interceptor("run", "--", "curl", "-s", "-4", f"http://{NAME}:{HTTP_PORT}/")
     _, query, *_ = done.stderr.splitlines()
     assert "a DNS server" in query
-    assert "DNS goes to the proxy (--dns)" in query
+    assert "--dns" in query
 
 
 def test_udp_is_captured_when_asked(machine: Machine) -> None:
@@ -305,7 +346,13 @@ def test_without_user_namespaces_the_message_says_what_is_missing(machine: Machi
 
 
 @pytest.mark.parametrize(
-    "args", [["run"], ["run", "--backend", "foo", "--", "true"], ["run", "--outbound-port", "0", "--", "true"]]
+    "args",
+    [
+        ["run"],
+        ["run", "--outbound", "off", "--", "true"],
+        ["run", "--backend", "foo", "--", "true"],
+        ["run", "--outbound-port", "0", "--", "true"],
+    ],
 )
 def test_bad_options_are_refused(machine: Machine, args: list[str]) -> None:
     done = machine.interceptor(*args)

@@ -6,27 +6,22 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from ipaddress import ip_address
+from dataclasses import dataclass
 
 from interceptor.proxy import closing
 from interceptor.proxy.loop import Loop
 from interceptor.proxy.relay.base import Relay, Running
-from interceptor.proxy.session import (
-    Accepted,
-    Close,
-    Eof,
-    How,
-    RelayFailed,
-    Report,
-    Session,
-    ShutdownWrite,
-    Side,
-    UpstreamOpen,
-)
-from interceptor.sockets import Address
+from interceptor.proxy.session import Command, Event, Reason, State, advance
 
 DEADLINE_S = 8.0
-SOMEWHERE = Address(ip_address("127.0.0.1"), 1)
+
+
+@dataclass(frozen=True)
+class Report:
+    """How the flow ended."""
+
+    reason: Reason | None
+    errno: int
 
 
 def tcp_pair() -> tuple[socket.socket, socket.socket]:
@@ -49,19 +44,20 @@ class Bridge:
         self.over = threading.Event()
         self._loop = Loop()
         self._relay = make_relay(self._loop)
-        self._session = Session()
+        self._state = State.RELAYING
         self.running: Running | None = None
-        self._dead: Side | None = None
+        self.counts = (0, 0)
+        self._dead: Event | None = None
         self._loop.on_wakeup = lambda _: self._loop.stop()
         self._thread = threading.Thread(target=self._loop.run)
 
-    def start(self) -> None:
+    def start(self, first: bytes = b"") -> None:
         """Start relaying."""
         self._near.setblocking(False)
         self._far.setblocking(False)
-        self._session.on(Accepted(SOMEWHERE, SOMEWHERE))
-        self._session.on(UpstreamOpen())
-        self.running = self._relay.start(self._near, self._far, self._edge)
+        self.running = self._relay.join(self._near, self._far, self)
+        # In the loop's thread: it may report edges at once.
+        self._loop.postpone(lambda: self.running and self.running.start(first))
         self._thread.start()
 
     def close(self) -> None:
@@ -71,6 +67,7 @@ class Bridge:
             self._thread.join(DEADLINE_S)
         if self.running is not None:
             self.running.stop()
+        self._relay.close()
         self._loop.close()
         for sock in (self.client, self.server, self._near, self._far):
             sock.close()
@@ -81,33 +78,35 @@ class Bridge:
         assert self.report is not None
         return self.report
 
-    def _edge(self, edge: Eof | RelayFailed) -> None:
-        if isinstance(edge, RelayFailed):
-            self._dead = edge.side
-        for command in self._session.on(edge):
+    def feed(self, event: Event, number: int = 0) -> None:
+        """See Edges."""
+        assert self.running is not None
+        if event in (Event.CLIENT_FAILED, Event.UPSTREAM_FAILED):
+            self._dead = event
+        self._state, commands, reason = advance(self._state, event)
+        for command in commands:
             match command:
-                case ShutdownWrite(side):
-                    self._sock(side).shutdown(socket.SHUT_WR)
-                case Close(side, how):
-                    assert self.running is not None
+                case Command.END_CLIENT:
+                    self._near.shutdown(socket.SHUT_WR)
+                case Command.END_UPSTREAM:
+                    self._far.shutdown(socket.SHUT_WR)
+                case Command.FINISH | Command.RESET:
                     self.running.stop()
-                    self._close_side(side, how)
-                case Report():
-                    self.report = command
+                    self._close(self._near, command, self._dead is Event.UPSTREAM_FAILED)
+                    self._close(self._far, command, self._dead is Event.CLIENT_FAILED)
+                case Command.REPORT:
+                    self.report = Report(reason, number)
                     self.over.set()
                 case _:
                     raise AssertionError(command)
 
-    def _close_side(self, side: Side, how: How) -> None:
-        if how is How.FIN:
-            closing.finish(self._loop, self._sock(side))
-        elif self._dead is side.other:
-            closing.abort_after_delivery(self._loop, self._sock(side))
+    def _close(self, sock: socket.socket, how: Command, after_delivery: bool) -> None:
+        if how is Command.FINISH:
+            self._loop.dispose(sock)
+        elif after_delivery:
+            closing.abort_after_delivery(self._loop, sock)
         else:
-            closing.abort(self._loop, self._sock(side))
-
-    def _sock(self, side: Side) -> socket.socket:
-        return self._near if side is Side.CLIENT else self._far
+            closing.abort(self._loop, sock)
 
 
 @contextmanager

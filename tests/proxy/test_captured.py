@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
 
 import pytest
 
+from interceptor import netns
+from interceptor.config import Config
+from interceptor.proxy.configured import settings
+from interceptor.proxy.listeners import open_listeners
+from interceptor.proxy.original_dst import ClientGone, original_dst
 from tests.proxy.pods import (
     APP_PORT,
     DNS,
@@ -162,7 +169,7 @@ def test_a_direct_dial_is_refused_and_counted(redirecting: Pods, net: dict[str, 
         assert is_reset(where, ip, port)
         running.flow()
         assert running.stop() == 0
-    assert running.counters["refused"] == {"direct_dial": 1}
+    assert running.counters["connections_refused"] == {"direct_dial": 1}
     assert len(running.flows) == 1
 
 
@@ -177,6 +184,32 @@ def test_without_conntrack_entries_the_error_has_its_name() -> None:
     with pods("bare") as bare, proxy(bare.pod, **REDIRECT) as running:
         assert is_reset(bare.far, V4["pod"], OUTBOUND)
         assert running.flow()["reason"] == "refused_no_conntrack_entry"
+
+
+@NETS
+def test_a_client_that_reset_before_it_was_accepted_is_not_called_a_missing_entry(net: dict[str, str]) -> None:
+    # Without rules there is no conntrack entry at all, as after a reset that conntrack forgets at once.
+    with pods("gone") as bare, listen(bare.pod, net["pod"], OUTBOUND) as listener:
+        near = client(bare.far, net["pod"], OUTBOUND)
+        accepted, _ = listener.accept()
+        near.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        near.close()
+        with accepted:
+            assert select.select([accepted], [], [], 5)[0]
+            with pytest.raises(ClientGone):
+                original_dst(accepted, "redirect")
+
+
+def test_dns_is_listened_for_when_nothing_else_is_captured(redirecting: Pods) -> None:
+    config = Config(outbound="off", inbound="off", dns="all")
+    with netns.entered(f"/run/netns/{redirecting.pod}"):
+        bound = open_listeners(settings(config, FAMILIES))
+    found = {(each.listener.direction, each.protocol, each.listener.family, each.sock.getsockname()[1]) for each in bound}
+    for each in bound:
+        each.close()
+    bound[0].view.close()
+
+    assert found == {("dns", protocol, family, 15053) for protocol in ("tcp", "udp") for family in FAMILIES}
 
 
 @NETS

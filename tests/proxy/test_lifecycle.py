@@ -177,7 +177,7 @@ def test_upstreams_are_opened_through_the_seam_alone(world: Pods) -> None:
     thread.join(DEADLINE_S)
     assert not thread.is_alive()
     assert opened == [socket.AF_INET]
-    assert str(flows[0].original_dst) == "127.1.2.3:7106"
+    assert flows[0].original_dst == ("127.1.2.3", 7106)
 
 
 def test_an_upstream_that_is_reset_as_soon_as_it_is_open_is_heard_and_ends_in_a_reset(world: Pods) -> None:
@@ -227,7 +227,7 @@ def test_running_out_of_descriptors_pauses_accepting_and_recovers(world: Pods) -
             assert converses(world, fresh)
         assert running.stop() == 0
     assert running.counters["accept_errors"]["EMFILE"] > 0
-    assert running.counters["open"] == 0
+    assert running.counters["connections_opened"] == running.counters["connections_closed"]
     assert spent < 0.2 * os.sysconf("SC_CLK_TCK"), "it spun"
 
 

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import errno
+import gc
 import hashlib
+import os
 import random
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from interceptor.proxy.loop import Loop
+from interceptor.proxy.relay import pipes
 from interceptor.proxy.relay.base import Relay
 from interceptor.proxy.relay.copy import CHUNK_SIZE, CopyRelay
-from interceptor.proxy.session import Reason, Side
+from interceptor.proxy.relay.pipes import PIPE_SIZE
+from interceptor.proxy.relay.splice import SpliceRelay
+from interceptor.proxy.session import Event, Reason, Side
 from interceptor.sockets import reset_on_close
-from tests.proxy.bridge import DEADLINE_S, Bridge, bridged
+from tests.proxy.bridge import DEADLINE_S, Bridge, bridged, tcp_pair
 
-RELAYS: dict[str, Callable[[Loop], Relay]] = {"copy": CopyRelay}
+RELAYS: dict[str, Callable[[Loop], Relay]] = {"copy": CopyRelay, "splice": SpliceRelay}
 MIB = 1024 * 1024
 BOTH_WAYS = pytest.mark.parametrize("speaker", list(Side), ids=lambda side: f"from {side.value}")
 
@@ -175,7 +181,7 @@ def test_a_receiver_that_does_not_read_stops_the_sender(bridge: Bridge, speaker:
     bridge.start()
     sent = push_until_stuck(speaking)
     # Two sockets' send and receive queues are the kernel's affair; what is beyond them is the relay's.
-    assert sent <= 2 * (kernel_limit("tcp_rmem") + kernel_limit("tcp_wmem")) + CHUNK_SIZE
+    assert sent <= 2 * (kernel_limit("tcp_rmem") + kernel_limit("tcp_wmem")) + max(CHUNK_SIZE, PIPE_SIZE)
     speaking.settimeout(DEADLINE_S)
     speaking.shutdown(socket.SHUT_WR)
     assert len(read_all(listening)) == sent
@@ -309,3 +315,89 @@ def wait_until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.001)
+
+
+@BOTH_WAYS
+def test_a_preface_goes_first(bridge: Bridge, speaker: Side) -> None:
+    speaking, listening = ends(bridge, speaker)
+    speaking.sendall(b"x")
+    speaking.shutdown(socket.SHUT_WR)
+    bridge.start(b"preface ")
+    assert read_all(listening) == (b"preface x" if speaker is Side.CLIENT else b"x")
+
+
+@BOTH_WAYS
+def test_bytes_behind_urgent_data_do_not_wait(bridge: Bridge, speaker: Side) -> None:
+    """A read stops at the mark, and an edge is told once."""
+    speaking, listening = ends(bridge, speaker)
+    bridge.start()
+    speaking.sendall(b"before")
+    speaking.send(b"!", socket.MSG_OOB)
+    speaking.sendall(b"behind")
+    speaking.shutdown(socket.SHUT_WR)
+    # The urgent byte itself is lost on the way, as in every relay that does not look for it.
+    assert read_all(listening).replace(b"!", b"") == b"beforebehind"
+
+
+@pytest.mark.parametrize("refusal", ["limit", "kernel"])
+def test_bulk_without_pipes_is_copied(monkeypatch: pytest.MonkeyPatch, refusal: str) -> None:
+    if refusal == "limit":
+        monkeypatch.setattr(pipes, "LIMIT", 0)
+    else:
+        monkeypatch.setattr(pipes, "PIPE_SIZE", 1 << 31)  # F_SETPIPE_SZ says EINVAL, as it says EPERM over a user's limit
+    content = random.Random(5).randbytes(8 * MIB)
+    with bridged(SpliceRelay) as bridge:
+        bridge.start()
+        writer = in_thread(lambda: (bridge.client.sendall(content), bridge.client.shutdown(socket.SHUT_WR)))
+        assert read_all(bridge.server) == content
+        writer.join()
+        bridge.server.close()
+        assert bridge.wait().reason is Reason.CLOSED
+        assert isinstance(bridge._relay, SpliceRelay)
+        assert bridge._relay.pipes.refused > 0
+
+
+def test_a_pipe_with_bytes_left_is_never_used_again() -> None:
+    pool = pipes.PipePool()
+    first, second = pool.take(), pool.take()
+    assert first is not None
+    assert second is not None
+    first.filled = 1
+    pool.give_back(first)
+    pool.give_back(second)
+    assert pool.take() is second
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(first.reading)
+    pool.give_back(second)
+    pool.close()
+
+
+def test_a_relay_that_was_stopped_is_forgotten_at_once() -> None:
+    """By its reference count: thousands that end in a second must not wait for the collector."""
+    loop = Loop()
+    relay = SpliceRelay(loop)
+    (client, near), (far, server) = tcp_pair(), tcp_pair()
+    for sock in (near, far):
+        sock.setblocking(False)
+
+    class Told:
+        def feed(self, event: Event, number: int = 0) -> None:
+            raise AssertionError((event, number))
+
+    told = Told()
+    running = relay.join(near, far, told)
+    running.start(b"")
+    running.stop()
+    loop.dispose(near)
+    loop.dispose(far)
+    gone = weakref.ref(told)
+    gc.disable()
+    try:
+        del running, told
+        assert gone() is None
+    finally:
+        gc.enable()
+    relay.close()
+    loop.close()
+    client.close()
+    server.close()

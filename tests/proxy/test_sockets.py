@@ -96,7 +96,7 @@ def test_own_addresses_are_told_from_others(ip: str, expected: bool) -> None:
 @pytest.mark.parametrize("ip", ["127.0.0.1", "10.0.0.1"])
 def test_our_ports_on_our_addresses_would_loop(ip: str) -> None:
     with pytest.raises(DirectDial, match="is the proxy itself"):
-        refuse_loop(Address(ip_address(ip), 15001), frozenset({15001}), lambda _ip: True)
+        refuse_loop((ip, 15001), frozenset({15001}), lambda _ip: True)
 
 
 @pytest.mark.parametrize(("port", "own"), [(80, True), (15001, False)], ids=["other port", "other host"])
@@ -107,7 +107,7 @@ def test_other_ports_and_other_hosts_do_not_loop(port: int, own: bool) -> None:
         asked.append(ip)
         return own
 
-    refuse_loop(Address(ip_address("10.0.0.1"), port), frozenset({15001}), is_local)
+    refuse_loop(("10.0.0.1", port), frozenset({15001}), is_local)
     assert bool(asked) is not own  # an address is looked up only for a port of ours
 
 

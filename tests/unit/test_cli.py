@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from interceptor.__main__ import main
 from interceptor.cli import COMMANDS
 from interceptor.config import FIELDS, SWITCH, Field
 from interceptor.errors import ConfigError
+from interceptor.proxy_options import PROXY_GROUPS
 
 INTERCEPTOR = (sys.executable, "-m", "interceptor")
 CONFIGURED = ("init", "plan", "check", "explain", "probe", "config", "proxy")
@@ -51,7 +53,8 @@ def test_version_names_the_program(capsys: Capture) -> None:
     assert printed(capsys, "--version").startswith("interceptor 0.")
 
 
-@pytest.mark.parametrize("command", [*CONFIGURED, "clean"])
+# `cni` works on a node's directories.
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command != "cni"])
 def test_command_has_netns_and_json(capsys: Capture, command: str) -> None:
     text = printed(capsys, command, "--help")
 
@@ -61,9 +64,17 @@ def test_command_has_netns_and_json(capsys: Capture, command: str) -> None:
 
 @pytest.mark.parametrize("row", FIELDS, ids=lambda row: row.name)
 def test_option_is_in_the_help_under_its_group(capsys: Capture, row: Field) -> None:
-    sections = printed(capsys, "init", "--help").split("\n\n")
+    sections = printed(capsys, "proxy", "--help").split("\n\n")
 
     assert [section.splitlines()[0] for section in sections if f"  {row.flag} " in section] == [f"{row.group}:"]
+
+
+@pytest.mark.parametrize("command", ["init", "config"])
+def test_what_only_a_proxy_reads_is_taken_and_not_shown_by_the_others(capsys: Capture, command: str) -> None:
+    text = printed(capsys, command, "--help")
+
+    assert [row.flag for row in FIELDS if row.group in PROXY_GROUPS and row.flag in text] == []
+    assert json.loads(printed(capsys, "config", "--json", "--peek", "host", "--peek", "sni"))["peek"]["value"] == "host,sni"
 
 
 @pytest.mark.parametrize("row", [row for row in FIELDS if row.kind is SWITCH], ids=lambda row: row.name)
@@ -127,6 +138,12 @@ def test_misuse_of_the_command_line_is_exit_code_2_with_a_hint(capsys: Capture, 
     assert len(lines) == 1
     assert lines[0].startswith("interceptor: ")
     assert "--help` shows what there is" in lines[0]
+
+
+def test_json_behind_runs_command_is_the_commands(capsys: Capture) -> None:
+    assert main(["run", "--dns", "x", "true", "--json"]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "interceptor: --dns: 'x': one of off, resolv-conf, all\n")
 
 
 def test_misuse_as_json_stands_on_stdout(capsys: Capture) -> None:
@@ -209,9 +226,61 @@ def test_explain_takes_loopback_to_go_out_on_lo(capsys: Capture) -> None:
 
 
 def test_explain_tells_all_that_is_wrong_with_the_packet(capsys: Capture) -> None:
-    lines = failed(capsys, "explain", "--dst", "x", "--uid", "1-3", "--mark", "-1", "--dport", "0", "--in-interface", "a b")
+    lines = failed(capsys, "explain", "--dst", "x", "--uid", "1-3", "--mark", "-1", "--dport", "0", "--out-interface", "a b")
 
-    assert [line.split(":")[1].strip() for line in lines] == ["--uid", "--dst", "--dport", "--mark", "--in-interface"]
+    assert [line.split(":")[1].strip() for line in lines] == ["--uid", "--dst", "--dport", "--mark", "--out-interface"]
+
+
+@pytest.mark.parametrize(
+    "args", [("--uid", "1"), ("--gid", "1"), ("--out-interface", "eth1")], ids=["uid", "gid", "out-interface"]
+)
+def test_explain_refuses_what_a_packet_that_comes_in_cannot_have(capsys: Capture, args: tuple[str, str]) -> None:
+    (line,) = failed(capsys, "explain", "--in-interface", "eth0", *args)
+
+    assert line.startswith(f"interceptor: {args[0]}: '{args[1]}': a packet that comes in, as --in-interface says")
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        pytest.param(("plan", "--format", "yaml", "--dns-port", "15001"), ["--dns-port", "--format"], id="plan"),
+        pytest.param(
+            ("plan", "--format", "iptables", "--proxy-cgroup", "a", "--inbound-port", "0"),
+            ["--inbound-port", "--format"],
+            id="plan of a cgroup",
+        ),
+        pytest.param(("plan", "--json", "--format", "nft"), None, id="plan in two forms"),
+        pytest.param(
+            ("explain", "--proto", "icmp", "--dport", "x", "--udp", "y"), ["--udp", "--proto", "--dport", "--dst"], id="explain"
+        ),
+        pytest.param(
+            ("proxy", "--user", "1:", "--drain-deadline", "nan", "--dns-port", "0"),
+            ["--dns-port", "--drain-deadline", "--user"],
+            id="proxy",
+        ),
+        pytest.param(("proxy", "--user", "1-2", "--drain-deadline", "soon"), ["--drain-deadline", "--user"], id="proxy's own"),
+        pytest.param(("proxy", "--outbound", "off", "--inbound", "off"), ["--outbound"], id="proxy for nothing"),
+        pytest.param(("demo", "--requests", "0", "--backend", "ipfw"), ["--requests", "--backend"], id="demo"),
+        pytest.param(("run", "--flows", "/no/such/dir/f", "--dns", "x", "--", "true"), ["--dns", "--flows"], id="run"),
+    ],
+)
+def test_a_commands_own_options_are_told_with_all_others(
+    capsys: Capture, args: tuple[str, ...], told: list[str] | None
+) -> None:
+    if told is None:
+        assert main(args) == ConfigError.exit_code
+        assert json.loads(capsys.readouterr().out)["error"]["problems"][0]["option"] == "--format"
+        return
+    assert [line.split(":")[1].strip() for line in failed(capsys, *args)] == told
+
+
+def test_bad_options_leave_the_file_for_flows_as_it_is(capsys: Capture, tmp_path: Path) -> None:
+    flows = tmp_path / "flows"
+    flows.write_text("of yesterday")
+
+    failed(capsys, "run", "--flows", str(flows), "--outbound-port", "0", "--", "true")
+
+    assert flows.read_text() == "of yesterday"
 
 
 def test_explain_asks_for_a_destination(capsys: Capture) -> None:
@@ -243,6 +312,52 @@ def test_interrupt_ends_with_130_and_no_traceback(tmp_path: Path) -> None:
             code = run.wait(timeout=10)
         assert run.stderr is not None
         assert (code, run.stderr.read().strip()) == (130, "")
+
+
+@pytest.mark.parametrize(
+    ("args", "full", "code"),
+    [
+        (("plan",), "stdout", 1),
+        (("plan", "--json"), "stdout", 1),
+        (("plan", "--json", "--dns", "x"), "stdout", 1),
+        (("plan", "--dns", "x"), "stderr", 2),
+    ],
+)
+def test_a_full_disk_is_no_traceback(args: tuple[str, ...], full: str, code: int) -> None:
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with open("/dev/full", "w") as disk:
+        done = subprocess.run((*INTERCEPTOR, *args), check=False, text=True, **(streams | {full: disk}))  # type: ignore[call-overload]
+
+    assert done.returncode == code
+    if full == "stdout":
+        assert done.stderr == "interceptor: No space left on device: the output, or a temporary file, could not be written\n"
+
+
+@pytest.mark.parametrize("command", ["config", "plan"])
+def test_a_locale_that_cannot_write_a_name_is_no_traceback(command: str) -> None:
+    done = subprocess.run(
+        (*INTERCEPTOR, command, "--proxy-cgroup", "é"),
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        check=True,
+    )
+
+    assert b"\\xe9" in done.stdout
+
+
+def test_a_path_that_is_no_namespace_is_refused(capsys: Capture) -> None:
+    assert main(["config", "--netns", "/etc/passwd"]) == 4
+    assert capsys.readouterr().err == "interceptor: /etc/passwd is not a network namespace\n"
+
+
+def test_run_with_few_open_files_says_how_many_it_needs(capsys: Capture) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (60, before[1]))
+    try:
+        assert main(["run", "--", "true"]) == 6
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert "needs 64 open files" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])

@@ -192,11 +192,16 @@ def test_json_numbers_booleans_and_lists_are_taken(write: Write) -> None:
     ("name", "text", "expected"),
     [
         pytest.param("c.yaml", "dns: [off]", "takes one value; leave the key out", id="list for one value"),
-        pytest.param("c.yaml", "exclude_uids: {a: 1}", "takes one value or a list", id="mapping"),
-        pytest.param("c.yaml", "exclude_uids: [[1]]", "takes one value or a list", id="nested list"),
-        pytest.param("c.json", '{"exclude_uids": null}', "takes one value or a list", id="null"),
+        pytest.param("c.yaml", "exclude_uids: {a: 1}", "takes one value, or a list", id="mapping"),
+        pytest.param("c.yaml", "exclude_uids: [[1]]", "takes one value, or a list", id="nested list"),
+        pytest.param("c.json", '{"exclude_uids": null}', "takes one value, or a list", id="null"),
         pytest.param("c.yaml", "dns: all\ndns: off", "stands at", id="key twice"),
         pytest.param("c.json", '{"proxy_uid": 1, "proxy-uid": 2}', "stands at", id="key twice in two spellings"),
+        pytest.param("c.yaml", "exclude_uids:", "leave the key out", id="empty value"),
+        pytest.param("c.yaml", "udp:  # off", "leave the key out", id="empty value and a comment"),
+        pytest.param("c.yaml", "exclude_uids: [1, ~]", "takes one value, or a list", id="null in a list"),
+        pytest.param("c.yaml", "exclude_uids: &a [*a]", "takes one value, or a list", id="list in itself"),
+        pytest.param("c.yaml", "dns: all # " + "x" * (1 << 20), "not a file of options", id="large"),
         pytest.param("c.yaml", "- dns", "a YAML mapping is wanted", id="list"),
         pytest.param("c.json", "[]", "a JSON object is wanted", id="JSON list"),
         pytest.param("c.yaml", "a: b: c", "not YAML", id="no YAML"),
@@ -213,6 +218,122 @@ def test_bad_file_is_refused_with_its_place(write: Write, name: str, text: str, 
     assert len(found) == 1
     assert expected in found[0]
     assert path in found[0]
+
+
+def test_endless_file_is_refused() -> None:
+    assert refused(files=["/dev/zero"]) == ["--config: '/dev/zero': larger than 1048576 bytes: not a file of options"]
+
+
+def test_what_a_file_says_cannot_write_to_the_terminal(write: Write) -> None:
+    (told,) = refused(files=[write("c.yaml", '"a\\e[2Jb\\nc": 1')])
+
+    assert told.isprintable()
+
+
+def test_empty_list_clears_what_an_earlier_file_gave(write: Write) -> None:
+    files = [write("a.yaml", "exclude_uids: 3"), write("b.yaml", "exclude_uids: []")]
+
+    assert resolved(files=files).config.exclude_uids == ()
+
+
+# Contradictions: what is given, and the option and the words of each problem that must be told.
+CONTRADICTIONS: dict[str, tuple[dict[str, str], set[tuple[str, str]]]] = {
+    "ports": ({"outbound_port": "7", "inbound_port": "7"}, {("inbound_port", "must differ")}),
+    "default port": ({"probe_port": "15053"}, {("probe_port", "must differ")}),
+    "family": (
+        {"ip_family": "v4", "exclude_outbound_cidrs": "fd00::/8", "exclude_inbound_cidrs": "10.0.0.0/8,fd00::/8"},
+        {("exclude_outbound_cidrs", "--ip-family v4"), ("exclude_inbound_cidrs", "--ip-family v4")},
+    ),
+    "no identity": ({"proxy_uid": "", "proxy_gid": ""}, {("proxy_uid", "needs an identity")}),
+    "cgroup": ({"proxy_cgroup": "a/b", "backend": "libiptc"}, {("proxy_cgroup", "only the nft backend")}),
+    "narrow mark": ({"tproxy_mark": "1/1"}, {("tproxy_mark", "no room")}),
+    "like marks": ({"proxy_mark": "5", "tproxy_mark": "5/0xff"}, {("proxy_mark", "can't be told from")}),
+    "interfaces": (
+        {"virtual_interfaces": "lo,a", "exclude_interfaces": "a"},
+        {("virtual_interfaces", "the loopback interface"), ("virtual_interfaces", "is in --exclude-interfaces too")},
+    ),
+}
+# For each option a value that is none.
+BAD = {row.name: "\x00" for row in FIELDS}
+# Which may be mixed: a contradiction's options must be its own, and at least one identity is left where it is not the matter.
+_TAKEN = {name: set(options) for name, (options, _) in CONTRADICTIONS.items()} | {
+    "no identity": {"proxy_uid", "proxy_gid", "proxy_mark", "proxy_cgroup"},
+    "default port": {"probe_port", "dns_port"},
+}
+
+
+@st.composite
+def mixtures(draw: st.DrawFn) -> tuple[dict[str, str], set[tuple[str, str]]]:
+    """Options that contradict each other, mixed with bad values of other options; and what must be told of them."""
+    given: dict[str, str] = {}
+    expected: set[tuple[str, str]] = set()
+    taken: set[str] = set()
+    for name in draw(st.lists(st.sampled_from(sorted(CONTRADICTIONS)), unique=True)):
+        if not taken & _TAKEN[name]:
+            taken |= _TAKEN[name]
+            given |= CONTRADICTIONS[name][0]
+            expected |= CONTRADICTIONS[name][1]
+    for name in draw(st.lists(st.sampled_from(sorted(BAD)), unique=True)):
+        if name not in taken:
+            given[name] = BAD[name]
+            expected.add((name, ""))
+    return given, expected
+
+
+@given(mixtures(), st.randoms(use_true_random=False))
+def test_bad_values_and_contradictions_are_told_together_from_any_source(
+    mixture: tuple[dict[str, str], set[tuple[str, str]]], random: Any
+) -> None:
+    options, expected = mixture
+    given: dict[str, dict[str, Any]] = {"environment": {}, "annotations": {}, "flags": {}}
+    places = {}
+    for name, text in options.items():
+        row = FIELD[name]
+        source, key, value = random.choice(
+            (("environment", row.env, text), ("annotations", row.annotation, text), ("flags", name, [text]))
+        )
+        given[source][key] = value
+        places[row.flag if source == "flags" else key] = name
+
+    problems = problems_of(**given)
+
+    told = [(places[problem.option], problem.expected) for problem in problems]
+    assert len(told) == len(expected)
+    assert all(any(option == name and words in text for name, text in told) for option, words in expected)
+
+
+@given(st.dictionaries(st.sampled_from([row.name for row in FIELDS]), malformed_texts, max_size=8), mixtures())
+def test_what_is_told_of_good_values_stays_told_whatever_else_is_bad(
+    more: dict[str, str], mixture: tuple[dict[str, str], set[tuple[str, str]]]
+) -> None:
+    options = {name: [text] for name, text in mixture[0].items()}
+    extra = {name: [text] for name, text in more.items() if name not in options}
+    alone = {problem for problem in problems_of(flags=options) if problem.option[2:].replace("-", "_") in options}
+    # With other values of options that decide, something else may be true of them.
+    deciding = {"ip_family", "backend", "proxy_mark", "proxy_cgroup", "proxy_gid", "tproxy_mark", "exclude_interfaces"}
+    extra = {name: texts for name, texts in extra.items() if name not in deciding and not name.endswith("_port")}
+
+    assert alone <= set(problems_of(flags=options | extra))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        pytest.param("c.yaml", "a: b: c", id="unreadable file"),
+        pytest.param("c.yaml", "outbound_port: [2]", id="no value"),
+        pytest.param("c.yaml", "outbond_port: 2", id="misspelt"),
+        pytest.param("c.yaml", "outbound_port: 70000", id="bad value"),
+    ],
+)
+def test_no_contradiction_is_told_of_a_value_that_is_not_known(write: Write, name: str, text: str) -> None:
+    # The default of outbound_port is 15001 too, but the file meant another.
+    assert len(refused(files=[write(name, text)], flags={"dns_port": ["15001"]})) == 1
+
+
+def test_contradiction_beside_an_unreadable_file_is_told_when_all_of_it_is_known() -> None:
+    told = refused(files=["/no/such/file"], flags={"dns_port": ["1"], "probe_port": ["1"]})
+
+    assert [text.partition(":")[0] for text in told] == ["--config", "--probe-port"]
 
 
 def test_missing_file_is_a_config_error() -> None:

@@ -210,3 +210,9 @@ def test_a_scope_in_a_cidr_is_refused_not_dropped() -> None:
 def test_every_bad_item_of_a_list_is_named() -> None:
     with pytest.raises(ValueError, match="6100-6000.*'0'.*'x'"):
         parse_ports("6100-6000,80,0,x")
+
+
+@pytest.mark.parametrize("text", ["1_0", "0x1_0", "0b1", "0o7", "١", "+1", "010", "1" * 5000, "0x" + "f" * 5000, "1/0b1"])
+def test_a_mark_in_another_notation_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="VALUE or VALUE/MASK"):
+        parse_mark(text)

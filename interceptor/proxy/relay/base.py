@@ -5,14 +5,20 @@ A relay moves bytes and reports edges; it never shuts down or closes a socket, a
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Callable
-from typing import Protocol, TypeAlias
+from socket import SocketType
+from typing import Protocol
 
-from interceptor.proxy.session import Eof, RelayFailed
+from interceptor.proxy.session import Event
 
-# Called with each edge, from the event loop, never from within `start`. The callee may call `stop`.
-OnEdge: TypeAlias = Callable[[Eof | RelayFailed], None]
+
+class Edges(Protocol):
+    """Who is told of the edges: the connection."""
+
+    def feed(self, event: Event, number: int = 0) -> None:
+        """One of CLIENT_EOF, UPSTREAM_EOF, CLIENT_FAILED, UPSTREAM_FAILED; `number` is a failure's errno.
+
+        Called from the event loop or from within `Running.start`. It may call `Running.stop`.
+        """
 
 
 class Running(Protocol):
@@ -26,6 +32,9 @@ class Running(Protocol):
     def received(self) -> int:
         """Bytes taken from the upstream and accepted by the client's socket."""
 
+    def start(self, first: bytes) -> None:
+        """Begin: `first` goes to the upstream before anything of the client's."""
+
     def stop(self) -> None:
         """Touch the sockets no more. Idempotent."""
 
@@ -34,13 +43,22 @@ class Relay(Protocol):
     """A way to move bytes.
 
     It holds at most a bounded amount of bytes a direction: when one side does not read, the other is not read from.
-    Eof(side) comes once, after everything that side sent has been written to the other. RelayFailed comes at most once, as
-    the last edge, after everything the broken side had sent before has been offered to the other.
+    An EOF comes once a side, after everything that side sent has been written to the other. A failure comes at most once,
+    as the last edge, after everything the broken side had sent before has been offered to the other.
     """
 
     @property
     def name(self) -> str:
         """The name in the flow record."""
 
-    def start(self, client: socket.socket, upstream: socket.socket, on_edge: OnEdge) -> Running:
-        """Move bytes both ways between two connected, non-blocking sockets that the loop does not watch."""
+    def prepare(self, client: SocketType, upstream: SocketType) -> bytes:
+        """What the client has said so far, if it was read; `start` is to be given it. `upstream` is not connected yet."""
+
+    def join(self, client: SocketType, upstream: SocketType, edges: Edges) -> Running:
+        """What will move bytes both ways between two connected, non-blocking sockets, once started.
+
+        If the loop watches one of them already, then as a STREAM; from `start` on its events are the relay's.
+        """
+
+    def close(self) -> None:
+        """Give back what is kept between flows."""

@@ -1,17 +1,17 @@
 """The copy relay: recv and send through one buffer. Knows sockets and edges, not why a flow is there.
 
-Slow; works with any stream socket; and is what the faster ones are checked against.
+Level-triggered and plain: slow, works with any stream socket, and is what the faster ones are checked against.
 """
 
 from __future__ import annotations
 
 import errno
-import socket
 from select import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT
+from socket import SocketType
 
 from interceptor.proxy.loop import Loop
-from interceptor.proxy.relay.base import OnEdge
-from interceptor.proxy.session import Eof, RelayFailed, Side
+from interceptor.proxy.relay.base import Edges
+from interceptor.proxy.session import Event
 from interceptor.sockets import pending_error
 
 # What one read takes, and so what a direction holds while its receiver is slow. 256 KiB is where a copy's cost per
@@ -32,19 +32,27 @@ class CopyRelay:
         self._loop = loop
         self._chunk = memoryview(bytearray(CHUNK_SIZE))
 
-    def start(self, client: socket.socket, upstream: socket.socket, on_edge: OnEdge) -> Copying:
-        """See Relay.start."""
-        return Copying(self._loop, self._chunk, client, upstream, on_edge)
+    def prepare(self, client: SocketType, upstream: SocketType) -> bytes:  # noqa: ARG002 - the relays' common signature
+        """See Relay.prepare. Nothing: it is all read later."""
+        return b""
+
+    def join(self, client: SocketType, upstream: SocketType, edges: Edges) -> Copying:
+        """See Relay.join."""
+        return Copying(self._loop, self._chunk, client, upstream, edges)
+
+    def close(self) -> None:
+        """Nothing is kept between flows."""
 
 
 class _End:
     """One socket, with what is known about it; `unsent` and `written` belong to the direction towards it."""
 
-    __slots__ = ("ended", "errno", "mask", "side", "sock", "unsent", "written")
+    __slots__ = ("ended", "eof", "errno", "failed", "mask", "sock", "unsent", "written")
 
-    def __init__(self, side: Side, sock: socket.socket) -> None:
-        self.side = side
+    def __init__(self, sock: SocketType, eof: Event, failed: Event) -> None:
         self.sock = sock
+        self.eof = eof
+        self.failed = failed
         self.mask: int | None = None  # what the loop watches; None: not watched
         self.ended = False  # its FIN was read
         self.errno = 0  # SO_ERROR is given once: send() may eat what recv() would have said
@@ -55,15 +63,21 @@ class _End:
 class Copying:
     """One running copy."""
 
-    __slots__ = ("_chunk", "_client", "_loop", "_on_edge", "_stopped", "_upstream")
+    __slots__ = ("_chunk", "_client", "_edges", "_loop", "_stopped", "_upstream")
 
-    def __init__(self, loop: Loop, chunk: memoryview, client: socket.socket, upstream: socket.socket, on_edge: OnEdge) -> None:
+    def __init__(self, loop: Loop, chunk: memoryview, client: SocketType, upstream: SocketType, edges: Edges) -> None:
         self._loop = loop
         self._chunk = chunk
-        self._on_edge = on_edge
+        self._edges = edges
         self._stopped = False
-        self._client = _End(Side.CLIENT, client)
-        self._upstream = _End(Side.UPSTREAM, upstream)
+        self._client = _End(client, Event.CLIENT_EOF, Event.CLIENT_FAILED)
+        self._upstream = _End(upstream, Event.UPSTREAM_EOF, Event.UPSTREAM_FAILED)
+
+    def start(self, first: bytes) -> None:
+        """See Running.start."""
+        for end in (self._client, self._upstream):
+            self._loop.unwatch(end.sock.fileno())  # it was told of changes only; from now on, of states
+        self._upstream.unsent = memoryview(first)
         self._watch(self._client, self._upstream)
         self._watch(self._upstream, self._client)
 
@@ -115,7 +129,7 @@ class Copying:
             self._fail(end, end.errno)
         else:
             end.ended = True
-            self._on_edge(Eof(end.side))
+            self._edges.feed(end.eof)
 
     def _flush(self, end: _End, other: _End) -> None:
         rest, end.unsent = end.unsent, memoryview(b"")
@@ -152,7 +166,7 @@ class Copying:
 
     def _fail(self, end: _End, number: int) -> None:
         self.stop()
-        self._on_edge(RelayFailed(end.side, number))
+        self._edges.feed(end.failed, number)
 
     def _interest(self, end: _End, other: _End) -> int:
         return (EPOLLIN if self._is_readable(end, other) else 0) | (EPOLLOUT if end.unsent else 0)

@@ -1,0 +1,185 @@
+"""One run: one contender, one measure, one path; and the order of many. Prints progress; writes nothing."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from bench import accounting, audit
+from bench.contenders import Contender, running, unserved, which
+from bench.measures import Measure
+from bench.stage import HTTP_PORTS, Discarded, Pins, Stage
+from bench.world import Failed, Path, World, start, tcp_counters
+
+QUIET_LOOK_S = 0.3
+# Connections that were still being made when a load generator stopped, beside those that it held.
+STRAY_CONNECTIONS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How to run: times in seconds, `foreign_limit` in cores."""
+
+    seconds: float
+    rounds: int
+    long_rounds: int
+    foreign_limit: float
+    patience_s: float
+    retries: int
+    deadline: float
+    pins: Pins
+    workdir: str
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run that counts."""
+
+    path: str
+    measure: str
+    contender: str
+    round: int
+    values: dict[str, float]
+    foreign_cores: float
+    connections: int
+
+
+@dataclass(slots=True)
+class Book:
+    """All runs, those thrown away with their reasons, and what was not measured."""
+
+    foreign_limit: float
+    runs: list[Run] = field(default_factory=list)
+    discarded: list[str] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
+def measure_all(
+    world: World,
+    paths: Sequence[Path],
+    measures: Sequence[Measure],
+    contenders: Sequence[Contender],
+    settings: Settings,
+    book: Book,
+) -> None:
+    """Every measure on every path; within a round every contender once, each round beginning with another one."""
+    for path in paths:
+        with serving(world, path, settings.workdir, settings.pins):
+            for measure in measures:
+                for number in range(settings.long_rounds if measure.long else settings.rounds):
+                    first = number % len(contenders)
+                    for contender in (*contenders[first:], *contenders[:first]):
+                        if reason := unserved(contender, path):
+                            book.left_out[f"{contender.name} on {path}"] = reason
+                        elif time.monotonic() > settings.deadline:
+                            book.left_out["all after the time budget was spent"] = f"beginning with {path} {measure.name}"
+                            return
+                        else:
+                            _until_it_counts(world, path, measure, contender, number, settings, book)
+
+
+@contextmanager
+def serving(world: World, path: Path, workdir: str, pins: Pins) -> Iterator[None]:
+    """nginx where the path's server is: answers every request with two bytes, keeps connections for ever."""
+    config = os.path.join(workdir, f"nginx-{path}.conf")
+    with open(config, "w", encoding="ascii") as file:
+        file.write(_nginx_config(workdir, _threads()))
+    nginx = which("nginx") or "nginx"
+    # Workers are forked, not replaced: stopping the master stops them.
+    server = start([nginx, "-c", config, "-e", "/dev/null"], where=world.server(path), cpus=pins.server)
+    try:
+        server.wait_listening(*HTTP_PORTS)
+        yield
+    finally:
+        server.stop()
+
+
+def _nginx_config(workdir: str, workers: int) -> str:
+    temporary = "".join(
+        f"  {name}_temp_path {workdir}/nginx-{name};\n" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    listen = "".join(f"    listen {port} backlog=65535;\n    listen [::]:{port} backlog=65535;\n" for port in HTTP_PORTS)
+    return (
+        f"user root;\ndaemon off;\nworker_processes {workers};\npid {workdir}/nginx.pid;\n"
+        "events {\n  worker_connections 15000;\n  multi_accept on;\n}\n"
+        f"http {{\n{temporary}  access_log off;\n  keepalive_timeout 3600s;\n  keepalive_requests 1000000000;\n"
+        f"  server {{\n{listen}"
+        "    location / {\n      default_type text/plain;\n      return 200 'ok';\n    }\n  }\n}\n"
+    )
+
+
+def _threads() -> int:
+    # As many as leave the proxy a core, on small machines one.
+    return max(1, min(4, (os.cpu_count() or 1) // 2))
+
+
+def _until_it_counts(
+    world: World, path: Path, measure: Measure, contender: Contender, number: int, settings: Settings, book: Book
+) -> None:
+    """A run, again while others used the CPU or connections went astray; of noisy ones, the quietest counts."""
+    best: Run | None = None
+    label = f"{path} {measure.name} {contender.name} round {number + 1}"
+    for _ in range(settings.retries + 1):
+        _await_quiet(settings)
+        try:
+            run = _one(world, path, measure, contender, number, settings)
+        except (Discarded, Failed) as why:
+            book.discarded.append(f"{label}: {why}")
+            print(f"  {label}: discarded: {why}", file=sys.stderr)
+            continue
+        if best is None or run.foreign_cores < best.foreign_cores:
+            best = run
+        if run.foreign_cores <= settings.foreign_limit:
+            break
+    if best is None:
+        return
+    book.runs.append(best)
+    figures = " ".join(f"{key}={value:.4g}" for key, value in best.values.items())
+    print(f"  {label}: {figures} (others: {best.foreign_cores:.2f} cores)", file=sys.stderr, flush=True)
+
+
+def _one(world: World, path: Path, measure: Measure, contender: Contender, number: int, settings: Settings) -> Run:
+    world.forget_connections()
+    with running(world, contender, settings.workdir, settings.pins.proxy) as proxy:
+        before = {role: tcp_counters(world.named(role)) for role in ("pod", "far")}
+        seconds = settings.seconds * (3 if measure.long else 1)
+        stage = Stage(world, path, seconds, proxy.client_uid, settings.pins, proxy.pids, _threads(), proxy.client_cgroup)
+        result = measure.run(stage)
+        after = {role: tcp_counters(world.named(role)) for role in ("pod", "far")}
+        if proxy.pids != stage.proxy_pids:
+            raise Discarded("the proxy began or ended processes meanwhile: its CPU time is not known")
+    counted = audit.Counted.between(before, after, proxy.accepted)
+    slack = stage.concurrency + STRAY_CONNECTIONS
+    if wrong := audit.complaint(counted, path.direction, proxied=contender.kind != "none", slack=slack):
+        raise Discarded(wrong)
+    connections = counted.far_passive if path.direction == "outbound" else counted.far_active
+    if connections < stage.concurrency:
+        raise Discarded(f"only {connections} of {stage.concurrency} connections were opened in time")
+    assert stage.used is not None
+    values = {**result.values, **_per_operation(stage.used, result.operations)}
+    return Run(str(path), measure.name, contender.name, number, values, stage.used.foreign_cores, connections)
+
+
+def _per_operation(used: accounting.Used, operations: float) -> dict[str, float]:
+    system_s = max(0.0, used.machine_s - max(0.0, used.foreign_s))
+    return {
+        "proxy_s": used.proxy_s / operations,
+        "proxy_us": used.proxy_s / operations * 1e6,
+        "system_s": system_s / operations,
+        "system_us": system_s / operations * 1e6,
+        "switches": used.switches / operations,
+    }
+
+
+def _await_quiet(settings: Settings) -> None:
+    """Until others leave the machine alone, for as long as patience lasts."""
+    until = time.monotonic() + settings.patience_s
+    while time.monotonic() < until:
+        before = accounting.used([])
+        time.sleep(QUIET_LOOK_S)
+        if (accounting.used([]) - before).foreign_cores <= settings.foreign_limit:
+            return

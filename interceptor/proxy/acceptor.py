@@ -1,0 +1,119 @@
+"""Take connections off one TCP listener, refuse what would loop, and begin the rest. Ends none."""
+
+from __future__ import annotations
+
+import errno
+import time
+from socket import SocketType
+
+from interceptor.proxy import closing
+from interceptor.proxy.connection import Connection
+from interceptor.proxy.flows import Flow, errno_name
+from interceptor.proxy.listeners import BoundListener
+from interceptor.proxy.loop import LISTENER
+from interceptor.proxy.metrics import ACCEPT_ERRORS, REFUSED, ListenerCounts
+from interceptor.proxy.original_dst import NoOriginalDst, original_dst_of, refuse_loop
+from interceptor.proxy.probe import ProbeAnswer
+from interceptor.proxy.runtime import Runtime
+from interceptor.proxy.sweep import Sweep
+from interceptor.sockets import SockAddr, accept, normal
+
+# accept() says these when the host, not the client, has a problem (trio's ACCEPT_CAPACITY_ERRNOS): asking again at once
+# would spin, and nobody tells when there is room again.
+ACCEPT_CAPACITY_ERRNOS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
+ACCEPT_PAUSE_S = 0.1  # trio's
+# Connections taken in one go, so that a flood of new ones does not starve those that run.
+ACCEPT_BATCH = 64
+
+
+class Acceptor:
+    """One listener's. `dial_instead` (DNS) is dialled for every connection; None: the original destination."""
+
+    def __init__(
+        self, runtime: Runtime, bound: BoundListener, own_ports: frozenset[int], sweep: Sweep, dial_instead: SockAddr | None
+    ) -> None:
+        self.runtime = runtime
+        self.listener = bound.listener
+        self.direction = bound.listener.direction
+        self._sock = bound.sock
+        self._family = int(bound.sock.family)
+        self._is_local = bound.view.netlink.is_local
+        self._own_ports = own_ports
+        self._sweep = sweep
+        self._dial_instead = dial_instead
+        self._original_dst = original_dst_of(bound.listener, bound.originals)
+        self._refuse_all = "no_resolver" if self.direction == "dns" and dial_instead is None else None
+        self._open = True
+        self.counts = ListenerCounts(runtime.counts, bound.listener.direction, bound.listener.mode)
+        runtime.loop.watch(self._sock.fileno(), LISTENER, self._ready)
+
+    def close(self) -> None:
+        """Take those that wait already, whose clients think they are connected, and no more."""
+        self._accept()
+        self._open = False
+        # Explicitly: `interceptor run` has a second descriptor for the same socket.
+        self.runtime.loop.unwatch(self._sock.fileno())
+        self.runtime.loop.dispose(self._sock)
+
+    def ended(self, connection: Connection) -> None:
+        """`connection` is over."""
+        runtime = self.runtime
+        self._sweep.remove(connection)
+        if runtime.hooks.ended is not None:
+            runtime.hooks.ended(connection)
+
+    def _ready(self, _events: int) -> None:
+        self._accept()
+
+    def _accept(self) -> None:
+        # Told once that somebody waits: so until nobody does, or it is the others' turn.
+        if not self._open:
+            return
+        sock, family, now = self._sock, self._family, time.monotonic()
+        for _ in range(ACCEPT_BATCH):
+            try:
+                client, sockaddr = accept(sock, family)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self.runtime.counts.add(ACCEPT_ERRORS, errno_name(error.errno or 0))
+                if error.errno in ACCEPT_CAPACITY_ERRNOS:
+                    self.runtime.loop.later(ACCEPT_PAUSE_S, self._accept)
+                    return
+                continue  # the client's problem, ECONNABORTED and the like (accept(2)): the next one may be well
+            self._take(client, normal(sockaddr), now)
+        self.runtime.loop.postpone(self._accept)
+
+    def _take(self, sock: SocketType, client: SockAddr, now: float) -> None:
+        runtime = self.runtime
+        destination: SockAddr | None = None
+        try:
+            destination = self._original_dst(sock)
+            if destination[1] in self._own_ports:
+                refuse_loop(destination, self._own_ports, self._is_local)
+        except NoOriginalDst as error:
+            self._refuse(sock, client, destination, error.reason, str(error))
+            return
+        except OSError as error:
+            self._refuse(sock, client, destination, NoOriginalDst.reason, errno_name(error.errno or 0))
+            return
+        if destination[1] == runtime.settings.probe_port:
+            ProbeAnswer(runtime.loop, sock, self.listener, client, destination)
+            return
+        admit = runtime.hooks.admit
+        reason = self._refuse_all if admit is None or self._refuse_all else admit(self.listener, client, destination)
+        if reason is not None:
+            self._refuse(sock, client, destination, reason, None)
+            return
+        connection = Connection(self, sock, client, destination, now)
+        self.counts.opened()
+        self._sweep.add(connection)
+        connection.begin(self._dial_instead or destination)
+
+    def _refuse(self, sock: SocketType, client: SockAddr, to: SockAddr | None, reason: str, error: str | None) -> None:
+        self.runtime.counts.add(REFUSED, reason)
+        closing.abort(self.runtime.loop, sock)
+        listener = self.listener
+        self.runtime.record(
+            Flow(time.time(), "tcp", listener.direction, listener, client, to, None, 0, 0, 0.0, f"refused_{reason}", error)
+        )
