@@ -29,7 +29,7 @@ FAILURES = (
     OTHER,
 )
 REFUSALS = (
-    *("direct_dial", "no_conntrack_entry", "original_dst_failed", "no_original_dst", "no_resolver"),
+    *("direct_dial", "no_conntrack_entry", "client_gone", "original_dst_failed", "no_original_dst", "no_resolver"),
     *("too_many_connections", "too_many_connections_of_client", "too_many_udp_flows", "udp_upstream_failed"),
     *("too_many_dns_queries", "dns_upstream_failed"),
     OTHER,
