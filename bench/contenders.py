@@ -267,7 +267,7 @@ def own_count(said: str) -> int | None:
     """Connections that our proxy says it accepted: the `accepted` of the JSON document it ends with."""
     for line in reversed(said.splitlines()):
         if line.startswith("{"):
-            return int(json.loads(line)["accepted"])
+            return int(json.loads(line).get("connections_opened", 0))
     return None
 
 
