@@ -41,7 +41,7 @@ class Acceptor:
         self._own_ports = own_ports
         self._sweep = sweep
         self._dial_instead = dial_instead
-        self._original_dst = original_dst_of(bound.listener)
+        self._original_dst = original_dst_of(bound.listener, bound.originals)
         self._refuse_all = "no_resolver" if self.direction == "dns" and dial_instead is None else None
         self._open = True
         self.counts = ListenerCounts(runtime.counts, bound.listener.direction, bound.listener.mode)
