@@ -23,7 +23,7 @@ CONNECT_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0
 DURATION_BUCKETS = (0.001, 0.01, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 300.0, 1800.0, 7200.0, 43200.0)
 
 DIRECTIONS = ("outbound", "inbound", "dns")
-MODES = ("redirect", "tproxy", OTHER)
+MODES = ("redirect", "tproxy", "connect", OTHER)
 FAILURES = (
     *("client_failed", "upstream_failed", "connect_failed", "connect_timeout", "idle_timeout", "drained", "worker_died"),
     OTHER,
