@@ -39,7 +39,7 @@ NFT_PARTS = (
     Part(
         "cgroupv2",
         "matching cgroups",
-        "CONFIG_NFT_SOCKET and CONFIG_SOCK_CGROUP_DATA, and the path must exist below /sys/fs/cgroup",
+        "Linux 5.13, CONFIG_NFT_SOCKET and CONFIG_SOCK_CGROUP_DATA, and the path must exist below /sys/fs/cgroup",
         "name the proxy by --proxy-uid, --proxy-gid or --proxy-mark",
     ),
     Part("tproxy", "TPROXY", "CONFIG_NFT_TPROXY (module nft_tproxy)", NO_TPROXY),
