@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 Key: TypeAlias = tuple[str, str]  # CNI_CONTAINERID, CNI_IFNAME: unique at any time (CNI SPEC section 3)
 Identity: TypeAlias = tuple[int, int]  # device, inode of a namespace
+NEW = ".new"  # a file that is being written; an interface's name ends so in theory, and then has no repair
 State: TypeAlias = Literal["captured", "skipped", "drifted"]
 
 
@@ -47,11 +48,6 @@ class Attachments:
         self._lock = threading.Lock()
         self._known: dict[Key, Attachment] = {}
         os.makedirs(folder, mode=0o700, exist_ok=True)
-        for attachment in self._stored():
-            if attachment.way is None:
-                self._remove_file(attachment.key)
-            else:
-                self._known[attachment.key] = attachment
 
     def put(self, attachment: Attachment, environment: Mapping[str, str], stdin: bytes) -> None:
         """Remember an ADD that succeeded. `attachment.descriptor` is duplicated where the path does not lead there."""
@@ -87,9 +83,12 @@ class Attachments:
                 self.forget(key)
 
     def all(self) -> list[Attachment]:
-        """All whose namespaces are still there; the others are forgotten."""
+        """All whose namespaces are still there; the others are forgotten.
+
+        What another agent has noted is among them: one that is being replaced goes on for a while.
+        """
         with self._lock:
-            known = list(self._known.values())
+            known = self._read_again()
         alive = []
         for attachment in known:
             if attachment.way is None:
@@ -105,19 +104,19 @@ class Attachments:
             return None
         return document["environment"], document["config"].encode("utf-8", "surrogateescape")
 
-    def _stored(self) -> Iterator[Attachment]:
-        for name in os.listdir(self._folder):
+    def _read_again(self) -> list[Attachment]:
+        there = {name for name in os.listdir(self._folder) if not name.endswith(NEW)}
+        for key in [key for key in self._known if _name(key) not in there]:
+            self._release(self._known.pop(key))
+        for name in there - {_name(key) for key in self._known}:
             document = _read(os.path.join(self._folder, name))
-            if document is None:
-                continue
-            environment = document["environment"]
-            device, inode = document["netns"]
-            key = (environment["CNI_CONTAINERID"], environment["CNI_IFNAME"])
-            yield Attachment(key, environment["CNI_NETNS"], (device, inode), state=document["state"], pod=document["pod"])
+            if document is not None:
+                attachment = _attachment(document)
+                self._known[attachment.key] = attachment
+        return list(self._known.values())
 
     def _file(self, key: Key) -> str:
-        # Neither part can hold a slash, and the first no @ (protocol.py).
-        return os.path.join(self._folder, f"{key[0]}@{key[1]}")
+        return os.path.join(self._folder, _name(key))
 
     def _remove_file(self, key: Key) -> None:
         with suppress(FileNotFoundError):
@@ -127,6 +126,18 @@ class Attachments:
     def _release(attachment: Attachment | None) -> None:
         if attachment is not None and attachment.descriptor >= 0:
             os.close(attachment.descriptor)
+
+
+def _name(key: Key) -> str:
+    # Neither part can hold a slash, and the first no @ (protocol.py).
+    return "@".join(key)
+
+
+def _attachment(document: Mapping[str, Any]) -> Attachment:
+    environment = document["environment"]
+    device, inode = document["netns"]
+    key = (environment["CNI_CONTAINERID"], environment["CNI_IFNAME"])
+    return Attachment(key, environment["CNI_NETNS"], (device, inode), state=document["state"], pod=document["pod"])
 
 
 def _identity(path: str) -> Identity | None:
@@ -143,7 +154,7 @@ def _network(stdin: bytes) -> object:
 
 
 def _write(path: str, text: bytes) -> None:
-    made = path + ".new"
+    made = path + NEW
     descriptor = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         os.write(descriptor, text)

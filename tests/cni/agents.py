@@ -59,7 +59,7 @@ def start(runtime: Pod, folder: Path, *options: str, name: str = "agent") -> Age
     """Start an agent that listens in `folder`, and wait until it is ready."""
     path, log_path = str(folder / "run" / "cni.sock"), folder / f"{name}.log"
     argv = [sys.executable, "-m", "interceptor", "cni", "agent", "--socket", path, *(options or ("--http", "off"))]
-    with entered(runtime.path), log_path.open("wb") as log:
+    with entered(runtime.path), log_path.open("ab") as log:
         process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     made = Agent(process, path, log_path)
     try:
@@ -73,9 +73,9 @@ def start(runtime: Pod, folder: Path, *options: str, name: str = "agent") -> Age
 
 
 @contextmanager
-def agent(runtime: Pod, folder: Path, *options: str) -> Iterator[Agent]:
+def agent(runtime: Pod, folder: Path, *options: str, name: str = "agent") -> Iterator[Agent]:
     """A running agent."""
-    running = start(runtime, folder, *options)
+    running = start(runtime, folder, *options, name=name)
     try:
         yield running
     finally:
