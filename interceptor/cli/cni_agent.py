@@ -58,7 +58,7 @@ class AbsolutePath(click.ParamType[str]):
     metavar="ADDRESS:PORT",
     help="Where /healthz, /readyz and /metrics are served; off for nowhere. [127.0.0.1:15014]",
 )
-def command(socket_path: str, http: tuple[str, int] | None) -> int:
+def agent(socket_path: str, http: tuple[str, int] | None) -> int:
     """Answer the CNI plugin's requests on a unix socket; write one JSON line for each on stderr.
 
     Ends on SIGTERM or SIGINT once what it has accepted is answered. A second agent may be started before: it takes over.
