@@ -11,6 +11,7 @@ from interceptor.proxy.connection import Connection
 from interceptor.proxy.flows import Flow, errno_name
 from interceptor.proxy.listeners import BoundListener
 from interceptor.proxy.loop import LISTENER
+from interceptor.proxy.metrics import ACCEPT_ERRORS, REFUSED, ListenerCounts
 from interceptor.proxy.original_dst import NoOriginalDst, original_dst_of, refuse_loop
 from interceptor.proxy.probe import ProbeAnswer
 from interceptor.proxy.runtime import Runtime
@@ -43,6 +44,7 @@ class Acceptor:
         self._original_dst = original_dst_of(bound.listener)
         self._refuse_all = "no_resolver" if self.direction == "dns" and dial_instead is None else None
         self._open = True
+        self.counts = ListenerCounts(runtime.counts, bound.listener.direction, bound.listener.mode)
         runtime.loop.watch(self._sock.fileno(), LISTENER, self._ready)
 
     def close(self) -> None:
@@ -56,7 +58,6 @@ class Acceptor:
     def ended(self, connection: Connection) -> None:
         """`connection` is over."""
         runtime = self.runtime
-        runtime.counters.open -= 1
         self._sweep.remove(connection)
         if runtime.hooks.ended is not None:
             runtime.hooks.ended(connection)
@@ -75,7 +76,7 @@ class Acceptor:
             except BlockingIOError:
                 return
             except OSError as error:
-                self.runtime.counters.accept_errors[errno_name(error.errno or 0)] += 1
+                self.runtime.counts.add(ACCEPT_ERRORS, errno_name(error.errno or 0))
                 if error.errno in ACCEPT_CAPACITY_ERRNOS:
                     self.runtime.loop.later(ACCEPT_PAUSE_S, self._accept)
                     return
@@ -85,8 +86,6 @@ class Acceptor:
 
     def _take(self, sock: SocketType, client: SockAddr, now: float) -> None:
         runtime = self.runtime
-        counters = runtime.counters
-        counters.accepted += 1
         destination: SockAddr | None = None
         try:
             destination = self._original_dst(sock)
@@ -107,12 +106,12 @@ class Acceptor:
             self._refuse(sock, client, destination, reason, None)
             return
         connection = Connection(self, sock, client, destination, now)
-        counters.open += 1
+        self.counts.opened()
         self._sweep.add(connection)
         connection.begin(self._dial_instead or destination)
 
     def _refuse(self, sock: SocketType, client: SockAddr, to: SockAddr | None, reason: str, error: str | None) -> None:
-        self.runtime.counters.refused[reason] += 1
+        self.runtime.counts.add(REFUSED, reason)
         closing.abort(self.runtime.loop, sock)
         listener = self.listener
         self.runtime.record(

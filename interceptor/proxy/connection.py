@@ -15,6 +15,8 @@ from interceptor.proxy import closing
 from interceptor.proxy.flows import Flow, errno_name
 from interceptor.proxy.hooks import HEARD_SIZE
 from interceptor.proxy.loop import STREAM
+from interceptor.proxy.metrics import OWNERS_SKIPPED
+from interceptor.proxy.peek import NOTHING, Names, Peek
 from interceptor.proxy.relay.base import Running
 from interceptor.proxy.session import TRANSITIONS, Command, Event, IllegalEvent, Reason, State
 from interceptor.proxy.upstream import UpstreamError, connect
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from interceptor.proxy.acceptor import Acceptor
     from interceptor.proxy.netlink import SocketOwner
     from interceptor.proxy.owner import Process
+    from interceptor.proxy.settings import Direction
 
 TROUBLE = EPOLLERR | EPOLLHUP
 
@@ -39,18 +42,25 @@ class Connection:
     __slots__ = (
         "_acceptor",
         "_broken",
+        "_connect_s",
+        "_counted_received",
+        "_counted_sent",
         "_destination",
+        "_dialled_at",
         "_error",
         "_first",
         "_owner",
+        "_peek",
         "_process",
         "_reason",
+        "_upstream_events",
         "_upstream_local",
         "client",
         "client_address",
         "lasts",
         "moved_at",
         "moved_before",
+        "names",
         "original_dst",
         "running",
         "start",
@@ -68,6 +78,12 @@ class Connection:
         self.start = start  # time.monotonic()
         self._destination = original_dst
         self.state = NEW
+        self._dialled_at = start
+        self._connect_s: float | None = None
+        self.names = NOTHING  # what the client wrote first, if that was looked at
+        self._peek: Peek | None = None
+        self._upstream_events = 0  # told while there is no relay yet that could be told
+        self._counted_sent = self._counted_received = 0
         self.upstream: SocketType | None = None
         self.running: Running | None = None
         self._upstream_local: SockAddr | None = None
@@ -81,6 +97,11 @@ class Connection:
         self.moved_before = -1
         self.moved_at = start
         self.lasts = False
+
+    @property
+    def direction(self) -> Direction:
+        """Seen from the pod."""
+        return self._acceptor.direction
 
     def begin(self, destination: SockAddr) -> None:
         """Dial `destination`: the original one, but for DNS the resolver."""
@@ -105,6 +126,14 @@ class Connection:
         self.state = state
         for command in commands:
             CARRY_OUT[command](self)
+
+    def count_moved(self) -> None:
+        """Count the bytes that were moved since this was last called."""
+        running = self.running
+        if running is not None:
+            sent, received = running.sent, running.received
+            self._acceptor.counts.moved(sent - self._counted_sent, received - self._counted_received)
+            self._counted_sent, self._counted_received = sent, received
 
     def watch_client(self) -> None:
         """Notice a client that gives up before there is a relay. Most upstreams open before that is worth its cost."""
@@ -133,10 +162,13 @@ class Connection:
             self.feed(CLIENT_FAILED, pending_error(self.client) or errno.ECONNRESET)
         elif self.state is State.LISTENING:
             self._hear()
+        elif self._peek is not None:
+            self._peek.client_ready()
 
     def _dial(self) -> None:
         acceptor = self._acceptor
         runtime = acceptor.runtime
+        self._dialled_at = time.monotonic()
         try:
             upstream = runtime.open_upstream(acceptor.direction, self.client_address, self._destination)
             self._first = runtime.relay.prepare(self.client, upstream)
@@ -151,6 +183,11 @@ class Connection:
     def _upstream_ready(self, events: int) -> None:
         upstream = self.upstream
         if upstream is None:
+            return
+        if self._peek is not None:
+            self._upstream_events |= events
+            if events & ~EPOLLOUT:
+                self._peek.upstream_ready()
             return
         number = 0
         if events & TROUBLE:
@@ -169,16 +206,43 @@ class Connection:
         acceptor = self._acceptor
         if acceptor.direction == "inbound":
             self._know_owner()
+        now = time.monotonic()
+        self._connect_s = now - self._dialled_at
+        acceptor.counts.connected(self._connect_s, now - self.start)
         opened = acceptor.runtime.hooks.opened
         if opened is not None:
             opened(self)
         self.feed(UPSTREAM_OPEN)
         if events != EPOLLOUT:
+            # To the relay; or, when the client's first bytes are looked at before there is one, to ourselves.
             acceptor.runtime.loop.tell(upstream.fileno(), events)
 
     def _start_relay(self) -> None:
+        settings = self._acceptor.runtime.settings
+        if not settings.peek:
+            self._relay()
+            return
+        peek = Peek(self.client, settings.peek, self._acceptor.runtime.loop.later, self._first)
+        names = peek.start(self._names_known)
+        if names is None:
+            self._peek = peek
+            self.watch_client()
+        else:
+            self.names = names
+            self._relay()
+
+    def _names_known(self, names: Names) -> None:
+        self._peek = None
+        self.names = names
+        self._relay()
+        events, self._upstream_events = self._upstream_events, 0
+        if events and self.upstream is not None:
+            self._acceptor.runtime.loop.tell(self.upstream.fileno(), events)
+
+    def _relay(self) -> None:
         assert self.upstream is not None
         runtime = self._acceptor.runtime
+        self._acceptor.counts.relaying(runtime.relay.name)
         preface = runtime.hooks.preface
         self.running = running = runtime.relay.join(self.client, self.upstream, self)
         first, self._first = self._first, b""
@@ -201,6 +265,9 @@ class Connection:
 
     def _reset(self) -> None:
         loop = self._acceptor.runtime.loop
+        if self._peek is not None:
+            self._peek.stop()
+            self._peek = None
         if self.running is not None:
             self.running.stop()
         # The side that is not broken gets what the other had sent; whichever we break ourselves does not.
@@ -217,7 +284,7 @@ class Connection:
         runtime = self._acceptor.runtime
         owners = runtime.owners
         if not owners.credit and not owners.renewed(self.start):
-            runtime.counters.owners_skipped += 1
+            runtime.counts.add(OWNERS_SKIPPED)
             return
         if self._acceptor.direction == "inbound":
             self._owner = owners.of_application(self.original_dst)
@@ -230,32 +297,48 @@ class Connection:
         if self._owner is not None and self.state is not CLOSED:
             self._process = self._acceptor.runtime.owners.process(self._owner)
 
+    def flow_so_far(self) -> Flow:
+        """The record of a connection that is still open. From any thread: it changes nothing."""
+        return self._flow("open", time.monotonic() - self.start)
+
     def _report(self) -> None:
-        acceptor, running, owner, process = self._acceptor, self.running, self._owner, self._process
+        acceptor = self._acceptor
         runtime = acceptor.runtime
         duration_s = time.monotonic() - self.start
-        runtime.record(
-            Flow(
-                time.time() - duration_s,
-                "tcp",
-                acceptor.direction,
-                acceptor.listener,
-                self.client_address,
-                self.original_dst,
-                self._upstream_local,
-                running.sent if running is not None else 0,
-                running.received if running is not None else 0,
-                duration_s * 1000,
-                self._reason.value,
-                self._error,
-                owner.uid if owner is not None else None,
-                process.pid if process is not None else None,
-                process.command if process is not None else None,
-                runtime.relay.name if running is not None else None,
-            )
-        )
+        reason = self._reason.value
+        acceptor.counts.closed(reason, duration_s)
+        if self.running is not None:
+            self.count_moved()
+            acceptor.counts.relayed(runtime.relay.name)
+        runtime.record(self._flow(reason, duration_s))
         self.running = None
         acceptor.ended(self)
+
+    def _flow(self, reason: str, duration_s: float) -> Flow:
+        acceptor, running, owner, process, names = self._acceptor, self.running, self._owner, self._process, self.names
+        return Flow(
+            time.time() - duration_s,
+            "tcp",
+            acceptor.direction,
+            acceptor.listener,
+            self.client_address,
+            self.original_dst,
+            self._upstream_local,
+            running.sent if running is not None else 0,
+            running.received if running is not None else 0,
+            duration_s * 1000,
+            reason,
+            self._error,
+            owner.uid if owner is not None else None,
+            process.pid if process is not None else None,
+            process.command if process is not None else None,
+            acceptor.runtime.relay.name if running is not None else None,
+            None if self._connect_s is None else self._connect_s * 1000,
+            None,
+            names.sni,
+            names.alpn,
+            names.host,
+        )
 
 
 def _connect_error(upstream: SocketType) -> int:

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from socket import SocketType
 
-from interceptor.proxy.flows import Counters, Flow
+from interceptor.proxy.flows import Flow
 from interceptor.proxy.hooks import Hooks
 from interceptor.proxy.loop import Loop
+from interceptor.proxy.metrics import Counts
 from interceptor.proxy.netns_view import NetnsView
 from interceptor.proxy.owners import Owners
 from interceptor.proxy.relay.base import Relay
@@ -28,7 +29,7 @@ class Runtime:
     open_socket: OpenSocket
     on_flow: Callable[[Flow], None]
     owners: Owners
-    counters: Counters = field(default_factory=Counters)
+    counts: Counts
     hooks: Hooks = field(default_factory=Hooks)
 
     def open_upstream(self, direction: Direction, client: SockAddr, destination: SockAddr) -> SocketType:
@@ -41,8 +42,7 @@ class Runtime:
         return dial_datagram(self.open_socket, destination, self.settings.upstream_mark)
 
     def record(self, flow: Flow) -> None:
-        """Count `flow` as ended and hand it on."""
-        self.counters.ended[flow.reason] += 1
+        """Hand on what is known of a flow that has ended."""
         self.on_flow(flow)
 
     def _inbound_source(self, client: SockAddr, destination: SockAddr) -> SockAddr:

@@ -1,72 +1,132 @@
-"""Run the proxy as a command does: flows to a descriptor, counters at the end, in this process or in several workers."""
+"""Run the proxy as a command does: flows to a descriptor, an admin port, in this process or in several workers."""
 
 from __future__ import annotations
 
 import gc
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from select import EPOLLIN
+from typing import Any
 
+from interceptor.proxy.admin import open_admin
+from interceptor.proxy.admin_http import AdminHttp
 from interceptor.proxy.flow_log import FlowLog
 from interceptor.proxy.listeners import BoundListener, open_for_workers, with_own_view
+from interceptor.proxy.loop import Loop
+from interceptor.proxy.metrics import Region, summary
 from interceptor.proxy.server import Proxy
-from interceptor.proxy.settings import ProxySettings
-from interceptor.proxy.shared_counters import Numbers
-from interceptor.proxy.workers import PUBLISH_S, Link, Supervisor
+from interceptor.proxy.settings import ListenFamily, ProxySettings
+from interceptor.proxy.shown import Shown
+from interceptor.proxy.workers import Link, Supervisor
 
 # Connections make no cycles that outlive them; what little there is elsewhere can wait. By default, the collector would look
 # at every waiting connection again and again (700 objects), and stop all of them meanwhile.
 GC_THRESHOLD = 50_000
 
+Summary = dict[str, int | dict[str, int]]
 
-def serve(settings: ProxySettings, workers: int, flows: int, on_ready: Callable[[], None]) -> tuple[int, Numbers]:
-    """Serve until told to stop; the exit code, and what was counted. `flows` is the descriptor for the records.
 
+def serve(
+    settings: ProxySettings, workers: int, flows: int, on_ready: Callable[[], None], options: Mapping[str, Any]
+) -> tuple[int, Summary]:
+    """Serve until told to stop; the exit code, and what was counted.
+
+    `flows` is the descriptor for the records; `options` is what the admin port shows as the configuration.
     Raises ProxyError when a port cannot be had.
     """
+    region = Region(workers)
     listeners = open_for_workers(settings, workers)
-    if workers == 1:
-        return 0, _serve_here(settings, listeners[0], flows, on_ready, None)
+    run = _run_alone if workers == 1 else _run_workers
+    code = run(settings, listeners, flows, on_ready, (region, options))
+    return code, summary(region.totals())
+
+
+def _run_alone(
+    settings: ProxySettings,
+    listeners: list[list[BoundListener]],
+    flows: int,
+    on_ready: Callable[[], None],
+    shown: tuple[Region, Mapping[str, Any]],
+) -> int:
+    region, options = shown
+    counts = region.worker(0)
+    proxy = Proxy(settings, listeners[0], lambda flow: log.write(flow), counts=counts)
+    admin = _admin(settings, Shown(proxy, region, options))
+    log = FlowLog(flows, counts)
+
+    def ready() -> None:
+        if admin is not None:
+            admin.start()  # not before the proxy has become its own user
+        on_ready()
+
+    try:
+        _run(proxy, ready)
+    finally:
+        if admin is not None:
+            admin.close()
+        log.close()
+    return 0
+
+
+def _run_workers(
+    settings: ProxySettings,
+    listeners: list[list[BoundListener]],
+    flows: int,
+    on_ready: Callable[[], None],
+    shown: tuple[Region, Mapping[str, Any]],
+) -> int:
+    region, options = shown
+    admin: AdminHttp | None = None
 
     def serve_as(link: Link) -> int:
+        if admin is not None:
+            admin.abandon()
         for theirs in (*listeners[: link.index], *listeners[link.index + 1 :]):
             for each in theirs:
                 each.close()
-        _serve_here(settings, with_own_view(listeners[link.index]), flows, link.say_ready, link)
+        counts = region.worker(link.index)
+        proxy = Proxy(settings, with_own_view(listeners[link.index]), lambda flow: log.write(flow), counts=counts)
+        proxy.stop_at_end_of(link.lifeline)
+        proxy.answer(link.asked)
+        log = FlowLog(flows, counts)
+        _run(proxy, link.say_ready)
+        log.close()
         return 0
 
     def let_go() -> None:
         for each in itertools.chain(*listeners):
             each.close()
 
-    supervisor = Supervisor(workers, serve_as, let_go, settings.drain_deadline_s)
-    code = supervisor.run(on_ready)
-    return code, supervisor.counters()
+    supervisor = Supervisor(len(listeners), serve_as, let_go, settings.drain_deadline_s, region)
+    admin = _admin(settings, Shown(supervisor, region, options))
+    if admin is not None:
+        _answer_on(supervisor.loop, admin)
+    try:
+        return supervisor.run(on_ready)
+    finally:
+        if admin is not None:
+            admin.close()
 
 
-def _serve_here(
-    settings: ProxySettings, listeners: list[BoundListener], flows: int, on_ready: Callable[[], None], link: Link | None
-) -> Numbers:
-    proxy = Proxy(settings, listeners, lambda flow: log.write(flow.to_json()))
-    log = FlowLog(flows, proxy.later, alone=link is None)
-
-    def counted() -> Numbers:
-        return {**proxy.counters.as_json(), "flow_records_lost": log.lost}
-
-    if link is not None:
-        proxy.stop_at_end_of(link.lifeline)
-        _publish_now_and_then(proxy, link, counted)
+def _run(proxy: Proxy, on_ready: Callable[[], None]) -> None:
     gc.freeze()
     gc.set_threshold(GC_THRESHOLD)
     proxy.run(on_ready)
-    log.close()
-    if link is not None:
-        link.publish(counted())
-    return counted()
 
 
-def _publish_now_and_then(proxy: Proxy, link: Link, counted: Callable[[], Numbers]) -> None:
-    def publish() -> None:
-        link.publish(counted())
-        proxy.later(PUBLISH_S, publish)
+def _admin(settings: ProxySettings, shown: Shown) -> AdminHttp | None:
+    if settings.admin_port is None:
+        return None
+    # A proxy that captures nothing still answers whoever asks for its health.
+    families: tuple[ListenFamily, ...] = tuple(dict.fromkeys(listener.family for listener in settings.listeners)) or ("v4",)
+    return open_admin(settings.admin_port, families, shown)
 
-    publish()
+
+def _answer_on(loop: Loop, admin: AdminHttp) -> None:
+    # No thread: the supervisor forks. Its loop has nothing else to do.
+    def turn(_events: int = 0) -> None:
+        again_s = admin.turn()
+        if again_s is not None:
+            loop.later(again_s, turn)
+
+    loop.watch(admin.fileno(), EPOLLIN, turn)

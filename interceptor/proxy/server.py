@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from select import EPOLLIN
 from socket import SocketType
+from typing import Literal
 
+from interceptor.proxy import open_flows
 from interceptor.proxy.acceptor import Acceptor
+from interceptor.proxy.announce import Announcer
 from interceptor.proxy.dns import DnsForwarder, parse_resolver
-from interceptor.proxy.flows import Counters, Flow
+from interceptor.proxy.flows import Flow
 from interceptor.proxy.hooks import Hooks
 from interceptor.proxy.identity import CAP_NET_ADMIN, become
+from interceptor.proxy.limits import Limits
 from interceptor.proxy.listeners import BoundListener, open_listeners
 from interceptor.proxy.loop import Loop
+from interceptor.proxy.metrics import Counts, Region
 from interceptor.proxy.owners import Owners
 from interceptor.proxy.relay.choice import choose, open_relay
 from interceptor.proxy.runtime import Runtime
@@ -39,6 +45,7 @@ class Proxy:
         listeners: list[BoundListener],
         on_flow: Callable[[Flow], None],
         open_socket: OpenSocket = SocketType,
+        counts: Counts | None = None,
     ) -> None:
         self._loop = Loop()
         self._loop.on_wakeup = self._told_to_stop
@@ -46,19 +53,30 @@ class Proxy:
         self._settings = settings
         view = listeners[0].view
         relay = open_relay(choose(settings.relay).name, self._loop)
-        self._runtime = Runtime(settings, self._loop, view, relay, open_socket, on_flow, Owners(view))
-        self._sweep = Sweep(self._loop, settings.connect_timeout_s, settings.idle_timeout_s)
+        self._runtime = Runtime(
+            settings, self._loop, view, relay, open_socket, on_flow, Owners(view), counts or Region().worker(0)
+        )
+        self._sweep = Sweep(self._loop, settings)
+        self._limits = Limits(settings.max_connections, settings.max_connections_per_client)
+        self._runtime.hooks = self._own_hooks()
         self._own_ports = settings.own_ports | {bound.listener.port for bound in listeners}
         self._acceptors: list[Acceptor] = []
         self._datagrams: list[UdpRelay | DnsForwarder] = []
         self._draining = False
+        self._serving = False
         self._closed = threading.Event()
         self._resolver = parse_resolver(settings.resolvers[0]) if settings.resolvers else None
 
     @property
-    def counters(self) -> Counters:
-        """What was counted so far."""
-        return self._runtime.counters
+    def state(self) -> Literal["starting", "serving", "draining"]:
+        """Where it is in its life. From any thread, as are `open_flows` and `stop`."""
+        if self._draining or self._closed.is_set():
+            return "draining"
+        return "serving" if self._serving else "starting"
+
+    def open_flows(self) -> Iterator[Flow]:
+        """The open TCP connections as flow records so far, of reason `open`."""
+        return (connection.flow_so_far() for connection in tuple(self._sweep.connections))
 
     @property
     def hooks(self) -> Hooks:
@@ -68,6 +86,10 @@ class Proxy:
     def later(self, delay_s: float, callback: Callable[[], None]) -> object:
         """Call `callback` in the proxy's thread, `delay_s` seconds from now. From that thread only."""
         return self._loop.later(delay_s, callback)
+
+    def answer(self, asked: socket.socket) -> None:
+        """Tell the open connections to whoever asks on `asked` (open_flows.py). To be called before `run`."""
+        self._loop.watch(asked.fileno(), EPOLLIN, lambda _events: open_flows.answer(asked, self.open_flows()))
 
     def stop_at_end_of(self, lifeline: int) -> None:
         """Begin to drain when the pipe `lifeline` ends: whoever holds its other end is gone. To be called before `run`."""
@@ -90,6 +112,7 @@ class Proxy:
                     become(*self._settings.run_as, frozenset({CAP_NET_ADMIN} if self._settings.needs_net_admin else ()))
                 for bound in self._listeners:
                     self._serve(bound)
+                self._serving = True
                 on_ready()
                 self._loop.run()
         finally:
@@ -110,6 +133,14 @@ class Proxy:
                 self._datagrams.append(DnsForwarder(self._runtime, bound, self._resolver))
         else:
             self._datagrams.append(UdpRelay(self._runtime, bound))
+
+    def _own_hooks(self) -> Hooks:
+        header = self._settings.header
+        return Hooks(
+            admit=lambda _listener, client, _destination: self._limits.admit(client[0]),
+            ended=lambda connection: self._limits.release(connection.client_address[0]),
+            preface=Announcer(header) if header is not None else None,
+        )
 
     def _told_to_stop(self, _messages: bytes) -> None:
         if self._draining or not self._sweep.connections:

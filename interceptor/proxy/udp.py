@@ -17,6 +17,7 @@ from interceptor.errors import NetnsError
 from interceptor.proxy.flows import Flow, errno_name
 from interceptor.proxy.listeners import BoundListener
 from interceptor.proxy.loop import Scheduled
+from interceptor.proxy.metrics import RECEIVED, REFUSED, SENT, UDP_CLOSED, UDP_OPENED
 from interceptor.proxy.netlink import SocketOwner
 from interceptor.proxy.original_dst import DirectDial, refuse_loop
 from interceptor.proxy.owner import Process
@@ -58,7 +59,7 @@ class UdpRelay:
                 return  # nothing left; or an ICMP error about a reply, which concerns a flow that will time out
             destination = original_dst_of(ancillary)
             if destination is None:
-                self._runtime.counters.refused["no_original_dst"] += 1
+                self._runtime.counts.add(REFUSED, "no_original_dst")
                 continue
             flow = self._flow(address(sockaddr), destination)
             if flow is not None:
@@ -68,22 +69,23 @@ class UdpRelay:
         flow = self._flows.get((client, destination))
         if flow is not None:
             return flow
-        refused = self._runtime.counters.refused
+        counts = self._runtime.counts
         settings, listener = self._runtime.settings, self._bound.listener
         try:
             refuse_loop(destination.sockaddr, settings.own_ports | {listener.port}, self._bound.view.netlink.is_local)
         except DirectDial as error:
-            refused[error.reason] += 1
+            counts.add(REFUSED, error.reason)
             return None
         if len(self._flows) >= MAX_FLOWS:
-            refused["too_many_udp_flows"] += 1
+            counts.add(REFUSED, "too_many_udp_flows")
             return None
         try:
             flow = UdpFlow(self._runtime, self._bound, client, destination, self._forget)
         except (OSError, UpstreamError, NetnsError):
-            refused["udp_upstream_failed"] += 1
+            counts.add(REFUSED, "udp_upstream_failed")
             return None
         self._flows[client, destination] = flow
+        counts.add(UDP_OPENED, listener.direction)
         return flow
 
     def _forget(self, client: Address, destination: Address) -> None:
@@ -136,6 +138,10 @@ class UdpFlow:
         self._runtime.loop.dispose(self._upstream)
         self._on_end(self._client, self._destination)
         listener = self._bound.listener
+        counts = self._runtime.counts
+        counts.add(UDP_CLOSED, listener.direction)
+        counts.add(SENT, listener.direction, count=self._sent)
+        counts.add(RECEIVED, listener.direction, count=self._received)
         owner, process = (None, None) if listener.direction == "inbound" else self._local_end()
         self._runtime.record(
             Flow(

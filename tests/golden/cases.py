@@ -31,8 +31,15 @@ CASES: dict[str, Config] = {
     "inbound-only": _config(outbound="off"),
     "nothing": _config(inbound="off", outbound="off"),
     "own-ports": _config(
-        outbound_port="4140", inbound_port="4143", dns_port="4153", tunnel_port="4144", probe_port="4191", dns="all"
+        outbound_port="4140",
+        inbound_port="4143",
+        dns_port="4153",
+        tunnel_port="4144",
+        probe_port="4191",
+        admin_port="4192",
+        dns="all",
     ),
+    "no-admin": _config(admin_port="off", inbound="tproxy"),
     "proxy-identities": _config(
         proxy_uid="1337,2102,70000-70010", proxy_gid="1337,2102", proxy_mark="0x10000/0x10000", dns="all", udp="tproxy"
     ),

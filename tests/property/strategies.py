@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from interceptor.config import FIELD, FIELDS, Config
 from interceptor.plan.model import HostFacts, PolicyRoute
 from interceptor.plan.walk import Packet
+from interceptor.proxy_options import PROXY_GROUPS
 from interceptor.values import (
     Address,
     Family,
@@ -83,6 +84,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "dns_port": st.just(15153),
     "tunnel_port": st.just(8443),
     "probe_port": st.just(8080),
+    "admin_port": st.sampled_from((None, 8090)),
     "proxy_uid": ids,
     "proxy_gid": st.one_of(st.just(()), ids),
     "proxy_mark": marks,
@@ -103,14 +105,42 @@ VALUES |= {
 }
 
 
+durations = st.sampled_from((0.001, 0.25, 1.0, 90.0, 3600.0))
+counts = st.sampled_from((None, 1, 1000))
+
+
+def _proxy_options(families: tuple[Family, ...]) -> st.SearchStrategy[dict[str, Any]]:
+    """Values for ProxyOptions, which no plan depends on."""
+    nobody = st.just({"upstream_proxy_protocol": "off"})
+    somebody = st.fixed_dictionaries({"upstream_proxy_protocol": st.sampled_from(("v1", "v2"))})
+    ports = st.tuples(somebody, port_ranges.map(lambda found: {"upstream_proxy_protocol_ports": (found,)}))
+    cidrs = st.tuples(somebody, _cidrs(families).filter(bool).map(lambda found: {"upstream_proxy_protocol_cidrs": found}))
+    others = {
+        "workers": st.sampled_from((None, 1, 4)),
+        "relay": st.sampled_from(("auto", "splice", "copy")),
+        "max_connections": counts,
+        "max_connections_per_client": counts,
+        "connect_timeout": durations,
+        "idle_timeout": st.none() | durations,
+        "keepalive": st.none() | durations,
+        "udp_idle_timeout": durations,
+        "drain_deadline": st.just(0.0) | durations,
+        "peek": st.sampled_from(((), ("sni",), ("host", "sni"))),
+    }
+    header = st.one_of(nobody, ports.map(lambda both: both[0] | both[1]), cidrs.map(lambda both: both[0] | both[1]))
+    return st.tuples(header, st.fixed_dictionaries({}, optional=others)).map(lambda both: both[0] | both[1])
+
+
 @st.composite
 def configs(draw: st.DrawFn, **fixed: Any) -> Config:
     """Valid Configs; `fixed` fields have the given values. Most fields keep their default, as users' do."""
     family = fixed.get("ip_family") or draw(st.sampled_from(("auto", "v4", "v6", "dual")))
     families = {"v4": (Family.V4,), "v6": (Family.V6,)}.get(family, tuple(Family))
     values: dict[str, Any] = {"ip_family": family}
+    if draw(st.integers(0, 3)) == 0:
+        values |= draw(_proxy_options(families))
     for row in FIELDS:
-        if row.name in fixed or row.name == "ip_family":
+        if row.name in fixed or row.name == "ip_family" or row.group in PROXY_GROUPS:
             continue
         if row.kind.choices and row.name != "backend":
             values[row.name] = draw(_by_choice(row.name))
@@ -170,7 +200,7 @@ def inbound_packets(draw: st.DrawFn, config: Config | None = None, families: tup
 
 def _dports(config: Config | None) -> st.SearchStrategy[int]:
     config = config or Config()
-    own = (config.outbound_port, config.inbound_port, config.dns_port, config.tunnel_port, config.probe_port)
+    own = (config.outbound_port, config.inbound_port, config.dns_port, config.tunnel_port, config.probe_port, 15020)
     return st.sampled_from((*PORTS, *own, 1003, 60000))
 
 

@@ -169,7 +169,7 @@ def test_a_direct_dial_is_refused_and_counted(redirecting: Pods, net: dict[str, 
         assert is_reset(where, ip, port)
         running.flow()
         assert running.stop() == 0
-    assert running.counters["refused"] == {"direct_dial": 1}
+    assert running.counters["connections_refused"] == {"direct_dial": 1}
     assert len(running.flows) == 1
 
 

@@ -17,6 +17,7 @@ from interceptor.errors import ProxyError
 from interceptor.proxy.flows import Flow, errno_name
 from interceptor.proxy.listeners import BoundListener
 from interceptor.proxy.loop import Scheduled
+from interceptor.proxy.metrics import DNS_QUERIES, REFUSED
 from interceptor.proxy.runtime import Runtime
 from interceptor.proxy.upstream import UpstreamError
 from interceptor.sockets import Address, Ancillary, normal, reply_from_same
@@ -75,7 +76,7 @@ class DnsForwarder:
             except OSError:
                 return  # nothing left; or an ICMP error about an answer whose asker is gone
             if len(self._waiting) >= MAX_WAITING:
-                self._runtime.counters.refused["too_many_dns_queries"] += 1
+                self._runtime.counts.add(REFUSED, "too_many_dns_queries")
             else:
                 self._ask(message, asker, reply_from_same(ancillary))
 
@@ -83,7 +84,7 @@ class DnsForwarder:
         try:
             upstream = self._runtime.dial_datagram(self._resolver)
         except UpstreamError:
-            self._runtime.counters.refused["dns_upstream_failed"] += 1
+            self._runtime.counts.add(REFUSED, "dns_upstream_failed")
             return
         query = Query(upstream, asker, source, len(message), time.monotonic())
         loop = self._runtime.loop
@@ -111,6 +112,7 @@ class DnsForwarder:
 
     def _end(self, query: Query, received: int, reason: str, error: str | None) -> None:
         self._waiting.pop(query).cancel()
+        self._runtime.counts.add(DNS_QUERIES, "answered" if reason == "closed" else reason)
         upstream_local = query.upstream.getsockname()
         self._runtime.loop.dispose(query.upstream)
         seconds = time.monotonic() - query.start
