@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from socket import SocketType
 
+from interceptor.proxy.dns.names import Names
 from interceptor.proxy.flows import Flow
 from interceptor.proxy.hooks import Hooks
 from interceptor.proxy.loop import Loop
@@ -30,6 +31,7 @@ class Runtime:
     on_flow: Callable[[Flow], None]
     owners: Owners
     counts: Counts
+    names: Names | None = None  # of addresses, by the answers of our own resolver; None: DNS is not captured
     hooks: Hooks = field(default_factory=Hooks)
 
     def open_upstream(self, direction: Direction, client: SockAddr, destination: SockAddr) -> SocketType:

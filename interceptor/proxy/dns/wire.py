@@ -7,7 +7,7 @@ offsets. Reads hostile bytes: Malformed is all that it ever raises. Why by hand:
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 HEADER_SIZE = 12
@@ -25,15 +25,27 @@ QR, OPCODE, AA, TC, RD, RA, AD, CD, RCODE = 0x8000, 0x7800, 0x0400, 0x0200, 0x01
 DO = 0x8000  # in the TTL field of OPT (RFC 6891 6.1.4)
 NOERROR, FORMERR, SERVFAIL, NXDOMAIN, NOTIMP, REFUSED = range(6)
 BADVERS = 16
-RCODES = ("NOERROR", "FORMERR", "SERVFAIL", "NXDOMAIN", "NOTIMP", "REFUSED", "YXDOMAIN", "YXRRSET", "NXRRSET", "NOTAUTH", "NOTZONE")
+RCODES = (
+    "NOERROR",
+    "FORMERR",
+    "SERVFAIL",
+    "NXDOMAIN",
+    "NOTIMP",
+    "REFUSED",
+    "YXDOMAIN",
+    "YXRRSET",
+    "NXRRSET",
+    "NOTAUTH",
+    "NOTZONE",
+)
 
 A, NS, CNAME, SOA, AAAA, OPT, IXFR, AXFR, ANY = 1, 2, 5, 6, 28, 41, 251, 252, 255
 SIG, TSIG = 24, 250  # a signature over the whole message (RFC 2931, RFC 8945)
 TYPES = {
-    A: "A", NS: "NS", CNAME: "CNAME", SOA: "SOA", 12: "PTR", 15: "MX", 16: "TXT", AAAA: "AAAA", 33: "SRV", 35: "NAPTR", 39: "DNAME",
-    43: "DS", 46: "RRSIG", 47: "NSEC", 48: "DNSKEY", 50: "NSEC3", 52: "TLSA", 64: "SVCB", 65: "HTTPS", IXFR: "IXFR", AXFR: "AXFR",
-    ANY: "ANY", 257: "CAA",
-}  # fmt: skip
+    **{A: "A", NS: "NS", CNAME: "CNAME", SOA: "SOA", 12: "PTR", 15: "MX", 16: "TXT", AAAA: "AAAA", 33: "SRV", 35: "NAPTR"},
+    **{39: "DNAME", 43: "DS", 46: "RRSIG", 47: "NSEC", 48: "DNSKEY", 50: "NSEC3", 52: "TLSA", 64: "SVCB", 65: "HTTPS"},
+    **{IXFR: "IXFR", AXFR: "AXFR", ANY: "ANY", 257: "CAA"},
+}
 # EDNS options that are between neighbours and change no answer: NSID, COOKIE, keepalive, padding (RFC 5001, 7873, 7828, 7830).
 HOP_BY_HOP = frozenset({3, 10, 11, 12})
 IN = 1
@@ -80,7 +92,7 @@ class Query:
 
 
 class Record(NamedTuple):
-    """One record's place: its data are `wire[data:end]`, its TTL stands 6 bytes before them, `start` is where its name begins."""
+    """One record's place: its data are `wire[data:end]`, its TTL stands 6 bytes before them, its name begins at `start`."""
 
     start: int
     kind: int
@@ -126,7 +138,9 @@ def parse_query(wire: bytes) -> Query:
         opt = _only_opt(records)
         is_plain = is_plain and len(records) == (opt is not None) and (opt is None or _is_hop_by_hop(wire, opt))
     limit = SMALLEST_LIMIT if opt is None else max(SMALLEST_LIMIT, _U16.unpack_from(wire, opt.data - 8)[0])
-    key = Key(wire[HEADER_SIZE : end - _QUESTION.size].lower(), kind, class_, flags & (RD | AD | CD), bool(opt and opt.ttl & DO))
+    key = Key(
+        wire[HEADER_SIZE : end - _QUESTION.size].lower(), kind, class_, flags & (RD | AD | CD), bool(opt and opt.ttl & DO)
+    )
     return Query(wire, key, end, limit, opt is not None, is_plain)
 
 
@@ -230,6 +244,11 @@ def lifetime_s(answer: Answer, query: Query) -> int:
         if record.kind == SOA and record.end - record.data >= 4:
             return min(lowest, int(_U32.unpack_from(answer.wire, record.end - 4)[0]))
     return 0
+
+
+def as_no_data(answer: Answer) -> Answer:
+    """`answer`, which says that there is no such name, saying that the name has no such records (RFC 2308 2.2)."""
+    return replace(answer, wire=answer.wire[:3] + bytes((answer.wire[3] & ~RCODE,)) + answer.wire[4:], rcode=NOERROR)
 
 
 def addresses(answer: Answer) -> list[tuple[bytes, int]]:
