@@ -75,6 +75,10 @@ def _cgroup(text: str, _names: Names) -> str:
     return path
 
 
+def _cgroup_or_root(text: str, names: Names) -> str:
+    return "/" if text.strip() == "/" else _cgroup(text, names)
+
+
 def _route_table(text: str, _names: Names) -> int:
     number = int(text) if text.isascii() and text.isdigit() and len(text) <= 10 else 0
     if not 1 <= number < 2**32 or number in (253, 254, 255):
@@ -160,6 +164,11 @@ OPTIONAL_MARK = Kind(
     lambda mark: "" if mark is None else str(mark),
 )
 CGROUP = Kind("PATH", lambda text, names: _cgroup(text, names) if text.strip() else None, lambda path: path or "")
+CAPTURE_CGROUP = Kind(
+    "PATH",
+    lambda text, names: _cgroup_or_root(text, names) if text.strip() else None,
+    lambda path: path or "",
+)
 TABLE = Kind("TABLE", _route_table)
 SWITCH = Kind("", _switch, lambda value: "true" if value else "false", choices=("true", "false"))
 MECHANISM = one_of("redirect", "tproxy", "off")

@@ -45,7 +45,6 @@ class ProxyOptions:
     connect_timeout: float = option(
         "Connections",
         DURATION,
-        GRACE,
         10.0,  # ztunnel's; Linux alone would try for two minutes
         "Give up on a destination that has not answered for so long.",
     )
@@ -61,7 +60,6 @@ class ProxyOptions:
     udp_idle_timeout: float = option(
         "Connections",
         DURATION,
-        GRACE,
         60.0,  # longer than the 30 s of nf_conntrack_udp_timeout, so the kernel forgets first
         "End UDP flows that were silent for so long.",
     )

@@ -10,6 +10,7 @@ from interceptor.proxy import closing
 from interceptor.proxy.connection import Connection
 from interceptor.proxy.dns.streams import DnsStreams
 from interceptor.proxy.flows import Flow, errno_name
+from interceptor.proxy.hooks import Admit
 from interceptor.proxy.listeners import BoundListener
 from interceptor.proxy.loop import LISTENER
 from interceptor.proxy.metrics import ACCEPT_ERRORS, REFUSED, ListenerCounts
@@ -47,8 +48,8 @@ class Acceptor:
         self._own_ports = own_ports
         self._sweep = sweep
         self._dns = dns
-        self._original_dst = original_dst_of(bound.listener)
-        self._refuse_all = "no_resolver" if self.direction == "dns" and dns is None else None
+        self._original_dst = original_dst_of(bound.listener, bound.originals)
+        self._admit = self._admits()
         self._open = True
         self.counts = ListenerCounts(runtime.counts, bound.listener.direction, bound.listener.mode)
         runtime.loop.watch(self._sock.fileno(), LISTENER, self._ready)
@@ -106,11 +107,8 @@ class Acceptor:
         if destination[1] == runtime.settings.probe_port:
             ProbeAnswer(runtime.loop, sock, self.listener, client, destination)
             return
-        admit = runtime.hooks.admit
-        if self._dns is not None or self._refuse_all:
-            reason = self._refuse_all if self._dns is None else self._dns.refusal()
-        else:
-            reason = None if admit is None else admit(self.listener, client, destination)
+        admit = self._admit or runtime.hooks.admit
+        reason = None if admit is None else admit(self.listener, client, destination)
         if reason is not None:
             self._refuse(sock, client, destination, reason, None)
             return
@@ -121,6 +119,12 @@ class Acceptor:
         self.counts.opened()
         self._sweep.add(connection)
         connection.begin()
+
+    def _admits(self) -> Admit | None:
+        # DNS has a limit of its own: neither must the one flood keep the other out.
+        if self.direction != "dns":
+            return None
+        return self._dns.admit if self._dns is not None else lambda _listener, _client, _destination: "no_resolver"
 
     def _refuse(self, sock: SocketType, client: SockAddr, to: SockAddr | None, reason: str, error: str | None) -> None:
         self.runtime.counts.add(REFUSED, reason)

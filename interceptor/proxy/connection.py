@@ -20,7 +20,7 @@ from interceptor.proxy.peek import NOTHING, Names, Peek
 from interceptor.proxy.relay.base import Running
 from interceptor.proxy.session import TRANSITIONS, Command, Event, IllegalEvent, Reason, State
 from interceptor.proxy.upstream import UpstreamError, connect
-from interceptor.sockets import SockAddr, pending_error
+from interceptor.sockets import SockAddr, normal, pending_error
 
 if TYPE_CHECKING:
     from interceptor.proxy.acceptor import Acceptor
@@ -291,7 +291,10 @@ class Connection:
         if self._acceptor.direction == "inbound":
             self._owner = owners.of_application(self.original_dst)
         else:
-            self._owner = owners.of_client(self.client_address, self.original_dst)
+            # The client's own view: only NAT lets it believe that it talks to the original destination.
+            rewritten = self._acceptor.listener.mode == "connect"
+            remote = normal(self.client.getsockname()) if rewritten else self.original_dst
+            self._owner = owners.of_client(self.client_address, remote)
         if self._owner is not None and owners.may_search(self.start):
             runtime.loop.postpone(self._find_process)
 

@@ -9,7 +9,7 @@ from interceptor.values import Network, PortRange
 
 # "dns" is the proxy's own: the TCP half of the DNS forwarder is a listener like the others.
 Direction: TypeAlias = Literal["outbound", "inbound", "dns"]
-Mode: TypeAlias = Literal["redirect", "tproxy"]
+Mode: TypeAlias = Literal["redirect", "tproxy", "connect"]
 # "dual" is one IPv6 socket that takes v4-mapped peers too.
 ListenFamily: TypeAlias = Literal["v4", "v6", "dual"]
 # What can be looked for in a client's first bytes.

@@ -20,9 +20,12 @@ def plan(whole: Plan) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "families": _plain(whole.families),
-        "chains": [_chain(chain) for chain in whole.chains],
+        "chains": [_chain(chain) for chain in whole.all_chains],
         "routes": [{"family": route.family.value, "mark": str(route.mark), "table": route.table} for route in whole.routes],
         "inbound_source_v6": whole.inbound_source_v6,
+        "connect": {"cgroup": whole.connect.cgroup, "own": _plain(whole.connect.own), "sources": _plain(whole.connect.sources)}
+        if whole.connect
+        else None,
     }
 
 

@@ -20,6 +20,7 @@ from interceptor.plan.model import (
     Plan,
     Redirect,
     Return,
+    Rewrite,
     Rule,
     SetConnmark,
     SetMark,
@@ -226,6 +227,8 @@ def _actions(in_table: Table, verdict: Verdict, family: Family | None) -> tuple[
             return (f"jump {_name(in_table, chain)}",)
         case Goto(chain):
             return (f"goto {_name(in_table, chain)}",)
+        case Rewrite():
+            raise AssertionError("decided when a socket is connected, never by a rule")
         case _:
             assert_never(verdict)
 

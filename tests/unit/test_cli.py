@@ -53,7 +53,8 @@ def test_version_names_the_program(capsys: Capture) -> None:
     assert printed(capsys, "--version").startswith("interceptor 0.")
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+# `cni` works on a node's directories.
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command != "cni"])
 def test_command_has_netns_and_json(capsys: Capture, command: str) -> None:
     text = printed(capsys, command, "--help")
 

@@ -1,4 +1,4 @@
-"""Answers kept for as long as their records live (RFC 1035 7.4, RFC 2308), bounded. Asks nobody, reads no clock but the one given."""
+"""Answers kept for as long as their records live (RFC 1035 7.4, RFC 2308), bounded. Asks nobody; the clock is given."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Kept:
     until: float
 
     def answer(self, query: Query, now: float) -> bytes:
-        """The answer to `query` at `now`: its id, its spelling of the name, what is left of the TTLs, and our OPT if it has one."""
+        """The answer to `query` at `now`: its id, its spelling of the name, what is left of the TTLs, our OPT if it has one."""
         end = query.question_end
         copy = wire.with_ttls(self.wire, self.records, int(now - self.since))
         copy[:2] = query.wire[:2]

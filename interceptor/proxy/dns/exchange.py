@@ -1,7 +1,7 @@
 """One question on its way to the resolvers: its sockets, its tries, its end. Keeps no answer and knows no client.
 
-Each try has a socket of its own, hence a random port, and an id of its own: together they are what makes an answer from elsewhere
-hard to forge (RFC 5452 9.2). What does not fit the question is not an answer, and the wait goes on.
+Each try has a socket of its own, hence a random port, and an id of its own: together they are what makes an answer from
+elsewhere hard to forge (RFC 5452 9.2). What does not fit the question is not an answer, and the wait goes on.
 """
 
 from __future__ import annotations
@@ -49,9 +49,10 @@ _IDS = _random_ids()
 class Exchange:
     """Asks for `query` and calls `on_end` once, when `answer`, `error`, `upstream` and `local` are known."""
 
-    __slots__ = ("_bad", "_left", "_on_end", "_parallel", "_runtime", "_silent", "_timer", "_tries", "_until", "_upstreams") + (
-        "answer", "error", "local", "query", "timed_out", "upstream",
-    )  # fmt: skip
+    __slots__ = (
+        *("_bad", "_left", "_on_end", "_parallel", "_runtime", "_silent", "_timer", "_tries", "_until", "_upstreams"),
+        *("answer", "error", "local", "query", "timed_out", "upstream"),
+    )
 
     def __init__(self, runtime: Runtime, upstreams: Upstreams, query: Query, on_end: OnEnd) -> None:
         self.query = query
@@ -260,9 +261,10 @@ class _Stream:
                 self._exchange.lost(self, "TCP: closed without an answer")
             return
         message = bytes(received[2 : size + 2])
+        if message[:2] != self._id:
+            self._exchange.lost(self, "TCP: an answer to another question")
+            return
         try:
-            if message[:2] != self._id:
-                raise Malformed("another id")
             answer = wire.parse_answer(message, self._exchange.query)
         except Malformed as error:
             self._exchange.lost(self, f"TCP: {error}")

@@ -81,7 +81,7 @@ class Resolver:
         self._waiting = 0
 
     def ask(self, question: Question) -> bool:
-        """Answer `question`, now or later; whether there will be an answer. What is not even a query is dropped, and counted."""
+        """Answer `question`, now or later; whether there will be an answer. What is not even a query is dropped and counted."""
         message = question.message
         try:
             question.query = query = wire.parse_query(message)

@@ -1,11 +1,13 @@
 """DNS clients over TCP: many questions on one connection, answered as the answers come (RFC 7766). Reads no message.
 
-Whoever waits for nothing and says nothing is closed (RFC 7766 6.2.3), as is who takes no answers: each bounds what a client can hold.
+Whoever waits for nothing and says nothing is closed (RFC 7766 6.2.3), as is who takes no answers: both bound what a client
+can hold.
 """
 
 from __future__ import annotations
 
 import errno
+from contextlib import suppress
 from select import EPOLLERR, EPOLLHUP
 from socket import SHUT_WR, SocketType
 from typing import Any
@@ -40,8 +42,8 @@ class DnsStreams:
         self.resolver = resolver
         self.open: set[DnsStream] = set()
 
-    def refusal(self) -> str | None:
-        """Why there is no room for one more; None when there is."""
+    def admit(self, _listener: Listener, _client: SockAddr, _destination: SockAddr) -> str | None:
+        """Why there is no room for one more; None when there is. As hooks.Admit."""
         return "too_many_dns_connections" if len(self.open) >= MAX_STREAMS else None
 
     def take(self, sock: SocketType, client: SockAddr, destination: SockAddr) -> None:
@@ -158,10 +160,8 @@ class DnsStream:
         if self._closed or not self._ended or self._pending or self._unsent:
             return
         # A question that is cut is no question: what is left of one ends with its connection.
-        try:
+        with suppress(OSError):  # reset meanwhile, which is an end as well
             self._sock.shutdown(SHUT_WR)
-        except OSError:
-            pass  # reset meanwhile, which is an end as well
         self.close()
 
     def _look(self) -> None:

@@ -1,7 +1,8 @@
 """Which resolvers are asked, and in which order. Sends nothing.
 
-In the order given, as resolv.conf(5) has it: the second of a list may know less than the first (a cluster's names), so its "no such
-name" must not win a race by default. One that is dead (several questions in a row without an answer of any kind) is asked after the others.
+In the order given, as resolv.conf(5) has it: the second of a list may know less than the first (a cluster's names), so its
+"no such name" must not win a race by default. One that seems dead (several questions in a row without an answer of any kind)
+is asked after the others.
 """
 
 from __future__ import annotations

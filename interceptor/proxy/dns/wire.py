@@ -41,11 +41,9 @@ RCODES = (
 
 A, NS, CNAME, SOA, AAAA, OPT, IXFR, AXFR, ANY = 1, 2, 5, 6, 28, 41, 251, 252, 255
 SIG, TSIG = 24, 250  # a signature over the whole message (RFC 2931, RFC 8945)
-TYPES = {
-    **{A: "A", NS: "NS", CNAME: "CNAME", SOA: "SOA", 12: "PTR", 15: "MX", 16: "TXT", AAAA: "AAAA", 33: "SRV", 35: "NAPTR"},
-    **{39: "DNAME", 43: "DS", 46: "RRSIG", 47: "NSEC", 48: "DNSKEY", 50: "NSEC3", 52: "TLSA", 64: "SVCB", 65: "HTTPS"},
-    **{IXFR: "IXFR", AXFR: "AXFR", ANY: "ANY", 257: "CAA"},
-}
+_TYPES = "A:1 NS:2 CNAME:5 SOA:6 PTR:12 MX:15 TXT:16 AAAA:28 SRV:33 NAPTR:35 DNAME:39 DS:43 RRSIG:46 NSEC:47 DNSKEY:48 NSEC3:50"
+_MORE = "TLSA:52 SVCB:64 HTTPS:65 IXFR:251 AXFR:252 ANY:255 CAA:257"
+TYPES = {int(number): name for name, _, number in (each.partition(":") for each in f"{_TYPES} {_MORE}".split())}
 # EDNS options that are between neighbours and change no answer: NSID, COOKIE, keepalive, padding (RFC 5001, 7873, 7828, 7830).
 HOP_BY_HOP = frozenset({3, 10, 11, 12})
 IN = 1
