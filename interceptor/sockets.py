@@ -202,6 +202,16 @@ def reply_from_same(ancillary: Iterable[Ancillary]) -> list[Ancillary]:
     return []
 
 
+def arrival_interface(ancillary: Iterable[Ancillary]) -> int:
+    """The index of the interface a datagram came in by; 0 when the kernel did not say (`receive_local_address`)."""
+    for level, kind, content in ancillary:
+        if (level, kind) == (socket.SOL_IP, IP_PKTINFO):
+            return int(struct.unpack_from("=i", content)[0])
+        if (level, kind) == (socket.IPPROTO_IPV6, IPV6_PKTINFO):
+            return int(struct.unpack_from("=i", content, 16)[0])
+    return 0
+
+
 def source_address(source: Address) -> list[Ancillary]:
     """Control messages for `sendmsg` that send from this local address (ip(7) IP_PKTINFO, RFC 3542 6)."""
     if source.ip.version == 4:

@@ -45,8 +45,8 @@ class Connection:
         "_connect_s",
         "_counted_received",
         "_counted_sent",
-        "_destination",
         "_dialled_at",
+        "_dns_name",
         "_error",
         "_first",
         "_owner",
@@ -76,8 +76,8 @@ class Connection:
         self.client_address = client_address
         self.original_dst = original_dst
         self.start = start  # time.monotonic()
-        self._destination = original_dst
         self.state = NEW
+        self._dns_name: str | None = None
         self._dialled_at = start
         self._connect_s: float | None = None
         self.names = NOTHING  # what the client wrote first, if that was looked at
@@ -103,12 +103,14 @@ class Connection:
         """Seen from the pod."""
         return self._acceptor.direction
 
-    def begin(self, destination: SockAddr) -> None:
-        """Dial `destination`: the original one, but for DNS the resolver."""
-        self._destination = destination
+    def begin(self) -> None:
+        """Dial the original destination, or listen to the client first."""
         runtime = self._acceptor.runtime
         if self._acceptor.direction != "inbound":
             self._know_owner()
+            # Now: by the end of a long connection, the name may be forgotten or the address another's.
+            if runtime.names is not None:
+                self._dns_name = runtime.names.name_of(self.original_dst[0])
         self.feed(ACCEPTED if runtime.hooks.hear is None else ACCEPTED_UNHEARD)
 
     def feed(self, event: Event, number: int = 0) -> None:
@@ -173,9 +175,9 @@ class Connection:
         runtime = acceptor.runtime
         self._dialled_at = time.monotonic()
         try:
-            upstream = runtime.open_upstream(acceptor.direction, self.client_address, self._destination)
+            upstream = runtime.open_upstream(acceptor.direction, self.client_address, self.original_dst)
             self._first = runtime.relay.prepare(self.client, upstream)
-            connect(upstream, self._destination)
+            connect(upstream, self.original_dst)
         except UpstreamError as error:
             self._error = str(error)
             self.feed(Event.UPSTREAM_REFUSED)
@@ -199,7 +201,7 @@ class Connection:
             return
         if not number:
             self._upstream_local = upstream.getsockname()
-            if self._upstream_local == self._destination:
+            if self._upstream_local == self.original_dst:
                 # TCP's simultaneous open lets a socket connect to itself when its port was picked as its own destination.
                 number = errno.ECONNREFUSED
         if number:
@@ -344,6 +346,7 @@ class Connection:
             names.sni,
             names.alpn,
             names.host,
+            self._dns_name,
         )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from socket import SocketType
 
+from interceptor.proxy.dns.names import Names
 from interceptor.proxy.flows import Flow
 from interceptor.proxy.hooks import Hooks
 from interceptor.proxy.local_addresses import LocalAddresses
@@ -32,6 +33,7 @@ class Runtime:
     owners: Owners
     local_addresses: LocalAddresses
     counts: Counts
+    names: Names | None = None  # of addresses, by the answers of our own resolver; None: DNS is not captured
     hooks: Hooks = field(default_factory=Hooks)
 
     def open_upstream(self, direction: Direction, client: SockAddr, destination: SockAddr) -> SocketType:

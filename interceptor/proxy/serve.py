@@ -6,10 +6,12 @@ import gc
 import itertools
 from collections.abc import Callable, Mapping
 from select import EPOLLIN
-from typing import Any
+from typing import Any, NamedTuple
 
 from interceptor.proxy.admin import open_admin
 from interceptor.proxy.admin_http import AdminHttp
+from interceptor.proxy.dns.names import Names
+from interceptor.proxy.dns.upstreams import parse_resolvers
 from interceptor.proxy.flow_log import FlowLog
 from interceptor.proxy.listeners import BoundListener, open_for_workers, with_own_view
 from interceptor.proxy.loop import Loop
@@ -26,6 +28,14 @@ GC_THRESHOLD = 50_000
 Summary = dict[str, int | dict[str, int]]
 
 
+class Shared(NamedTuple):
+    """What all workers write in or show, made before they are."""
+
+    region: Region
+    names: Names | None
+    options: Mapping[str, Any]
+
+
 def serve(
     settings: ProxySettings, workers: int, flows: int, on_ready: Callable[[], None], options: Mapping[str, Any]
 ) -> tuple[int, Summary]:
@@ -34,11 +44,13 @@ def serve(
     `flows` is the descriptor for the records; `options` is what the admin port shows as the configuration.
     Raises ProxyError when a port cannot be had.
     """
-    region = Region(workers)
+    shared = Shared(Region(workers), Names() if settings.dns_port is not None else None, options)
     listeners = open_for_workers(settings, workers)
+    # Here already: a worker could only die of it, again and again.
+    parse_resolvers(settings.resolvers, settings.own_ports, listeners[0][0].view.netlink.is_local)
     run = _run_alone if workers == 1 else _run_workers
-    code = run(settings, listeners, flows, on_ready, (region, options))
-    return code, summary(region.totals())
+    code = run(settings, listeners, flows, on_ready, shared)
+    return code, summary(shared.region.totals())
 
 
 def _run_alone(
@@ -46,11 +58,11 @@ def _run_alone(
     listeners: list[list[BoundListener]],
     flows: int,
     on_ready: Callable[[], None],
-    shown: tuple[Region, Mapping[str, Any]],
+    shared: Shared,
 ) -> int:
-    region, options = shown
+    region, names, options = shared
     counts = region.worker(0)
-    proxy = Proxy(settings, listeners[0], lambda flow: log.write(flow), counts=counts)
+    proxy = Proxy(settings, listeners[0], lambda flow: log.write(flow), counts=counts, names=names)
     admin = _admin(settings, Shown(proxy, region, options))
     log = FlowLog(flows, counts)
 
@@ -73,9 +85,9 @@ def _run_workers(
     listeners: list[list[BoundListener]],
     flows: int,
     on_ready: Callable[[], None],
-    shown: tuple[Region, Mapping[str, Any]],
+    shared: Shared,
 ) -> int:
-    region, options = shown
+    region, names, options = shared
     admin: AdminHttp | None = None
 
     def serve_as(link: Link) -> int:
@@ -85,7 +97,8 @@ def _run_workers(
             for each in theirs:
                 each.close()
         counts = region.worker(link.index)
-        proxy = Proxy(settings, with_own_view(listeners[link.index]), lambda flow: log.write(flow), counts=counts)
+        bound = with_own_view(listeners[link.index])
+        proxy = Proxy(settings, bound, lambda flow: log.write(flow), counts=counts, names=names)
         proxy.stop_at_end_of(link.lifeline)
         proxy.answer(link.asked)
         log = FlowLog(flows, counts)

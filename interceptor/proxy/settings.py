@@ -54,7 +54,9 @@ class ProxySettings:
     keepalive_s: silent peers are asked after so long, and as often, whether they live; None: they are not.
     peek: what to look for in the client's first bytes.
     dns_families: those in which DNS is listened for; empty: those of `listeners`.
-    resolvers: IP addresses, optionally `ip:port` or `[ip]:port`; the DNS forwarder asks the first.
+    resolvers: IP addresses, optionally `ip:port` or `[ip]:port`, to be asked in this order; dns_parallel: all at once.
+    dns_cache_size: how many answers are kept; 0: none.
+    virtual_interfaces: whoever comes in by these may ask, too; others only from this host.
     """
 
     listeners: tuple[Listener, ...]
@@ -71,6 +73,9 @@ class ProxySettings:
     dns_port: int | None = None
     dns_families: tuple[ListenFamily, ...] = ()
     resolvers: tuple[str, ...] = ()
+    dns_parallel: bool = False
+    dns_cache_size: int = 4096
+    virtual_interfaces: tuple[str, ...] = ()
     relay: RelayName = "auto"
     max_connections: int | None = None
     max_connections_per_client: int | None = None

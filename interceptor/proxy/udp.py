@@ -105,6 +105,8 @@ class UdpFlow:
         self._ended = False
         self._time = time.time()
         self._start = time.monotonic()
+        names = runtime.names if bound.listener.direction == "outbound" else None
+        self._dns_name = None if names is None else names.name_of(str(destination.ip))
         self._client_half: socket.socket | None = None
         if bound.replies is not None:
             self._upstream = _application_socket(runtime, destination)
@@ -160,6 +162,7 @@ class UdpFlow:
                 owner.uid if owner else None,
                 process.pid if process else None,
                 process.command if process else None,
+                dns_name=self._dns_name,
             )
         )
 
