@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from cni.annotations.view import Options
+from interceptor.sources import YAML_NULLS
 
 # Path -> option. Lists are joined, as their elements are one text each.
 VALUES = {
@@ -39,6 +40,10 @@ HANDLED = (
 )
 
 
+DEPTH = 8
+SHOWN = 200  # of a value that should be a port or an address
+
+
 def read(text: str, place: str, options: Options) -> None:
     """Put what the YAML in `text` says into `options`."""
     try:
@@ -52,7 +57,11 @@ def read(text: str, place: str, options: Options) -> None:
             name = VALUES[path]
             if texts := _texts(value):
                 options.put(name, SEPARATORS.get(name, ",").join(texts), where)
-        elif path not in HANDLED and not any(path == known or path.startswith(known + ".") for known in ABOUT_KUMA) and value:
+        elif (
+            path not in HANDLED
+            and not any(path == known or path.startswith(known + ".") for known in ABOUT_KUMA)
+            and _texts(value)
+        ):
             options.refuse(where, str(value)[:80], "not known here, and it may change what is captured")
     _switches(found, place, options)
 
@@ -61,9 +70,9 @@ def _switches(found: dict[str, Any], place: str, options: Options) -> None:
     for direction in ("inbound", "outbound"):
         path = f"redirect.{direction}.enabled"
         if path in found:
-            options.put(direction, "redirect" if found[path] is True else "off", f"{place}: {path}")
-    if found.get("redirect.dns.enabled") is True or found.get("redirect.dns.captureAll") is True:
-        every = found.get("redirect.dns.captureAll") is True
+            options.put(direction, "redirect" if found[path] == "true" else "off", f"{place}: {path}")
+    if "true" in (found.get("redirect.dns.enabled"), found.get("redirect.dns.captureAll")):
+        every = found.get("redirect.dns.captureAll") == "true"
         options.put("dns", "all" if every else "resolv-conf", f"{place}: redirect.dns")
     if found.get("ipFamilyMode") == "ipv4":
         options.put("ip_family", "v4", f"{place}: ipFamilyMode")
@@ -72,28 +81,30 @@ def _switches(found: dict[str, Any], place: str, options: Options) -> None:
 def _loaded(text: str) -> Any:
     import yaml  # 20 ms, for a pod that has it
 
+    # BaseLoader: every scalar stays text. Whoever can write an annotation could have a number with a million digits parsed.
     try:
-        found = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        # An alias can make a kilobyte a gigabyte, or a mapping its own child; Kuma writes none.
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.BaseLoader)):
+            raise ValueError("YAML aliases are not read")
+        found = yaml.load(text, Loader=yaml.BaseLoader)  # noqa: S506 - makes nothing but text, lists and mappings
+    except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"not YAML: {' '.join(str(error).split())[:200]}") from error
-    if found is not None and not isinstance(found, dict):
+    if found and not isinstance(found, dict):
         raise ValueError("a YAML mapping is wanted")
     return found or {}
 
 
-def _leaves(found: dict[Any, Any], above: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+def _leaves(found: dict[Any, Any], above: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in found.items():
         path = f"{above}{key}"
-        # Anchors can make a mapping its own child.
-        if isinstance(value, dict) and value and depth < 8:
-            yield from _leaves(value, path + ".", depth + 1)
+        if isinstance(value, dict) and value and path.count(".") < DEPTH:
+            yield from _leaves(value, path + ".")
         else:
             yield path, value
 
 
 def _texts(value: object) -> list[str]:
-    if isinstance(value, bool):
-        return ["true" if value else "false"]
     if isinstance(value, list):
-        return [str(each) for each in value]
-    return [] if value is None else [str(value)]
+        return [str(each)[:SHOWN] for each in value]
+    text = str(value)
+    return [] if text in YAML_NULLS else [text]

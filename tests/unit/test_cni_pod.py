@@ -448,6 +448,8 @@ def test_kumas_annotations(annotations: dict[str, str], changes: dict[str, str])
         pytest.param(linkerd({"proxy-uid": "linkerd"}), "proxy-uid", id="linkerd-uid"),
         pytest.param(kuma(**{KUMA + "transparent-proxy-config": "- x"}), "mapping", id="kuma-list"),
         pytest.param(kuma(**{KUMA + "transparent-proxy-config": "a: ["}), "not YAML", id="kuma-yaml"),
+        pytest.param(kuma(**{KUMA + "transparent-proxy-config": "a: &a [*a]"}), "aliases", id="kuma-alias"),
+        pytest.param(kuma(**{KUMA + "transparent-proxy-config": "a: 0x" + "f" * 9000}), "not known", id="kuma-long"),
         pytest.param(
             kuma(**{KUMA + "transparent-proxy-config": "redirect: {vnet: {networks: ['docker0:172.17.0.0/16']}}"}),
             "vnet",
