@@ -7,7 +7,6 @@ import ipaddress
 import os
 import re
 import socket
-from collections.abc import Iterator
 
 from interceptor import netns
 from interceptor.errors import NetnsError
@@ -17,8 +16,7 @@ from interceptor.values import Address, Family, IdRange, Network, contains
 # /proc/net is the main thread's; a thread that entered another namespace must look at its own.
 NET = "/proc/thread-self/net"
 RESOLV_CONF = "/etc/resolv.conf"
-# The documentation's addresses (RFC 5737, RFC 3849).
-ELSEWHERE = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}
+ELSEWHERE = "192.0.2.1"  # the documentation's (RFC 5737)
 ADDED_BY_US = (ipaddress.ip_address("::6"),)
 # kubelet's two cgroup drivers write pod<uid> and kubepods-burstable-pod<uid with underscores>.slice.
 POD_CGROUP = re.compile(r"(?:^|-)pod[0-9a-f]{8}[-_][0-9a-f_-]+(?:\.slice)?$")
@@ -36,7 +34,7 @@ def look(namespace: str | None = None) -> HostFacts:
         resolvers(resolv_conf_path(namespace)),
         loopback_has_v6=_read(LOOPBACK_V6_OFF).strip() == "0",
         own_addresses=_own_networks(),
-        sources=tuple(_sources()),
+        source=_source(),
         pod_cgroup=pod_cgroup(namespace),
     )
 
@@ -87,12 +85,12 @@ def _own_networks() -> tuple[Network, ...]:
     return tuple(ipaddress.ip_network(item) for item in sorted(outside, key=lambda item: (item.version, int(item))))
 
 
-def _sources() -> Iterator[Address]:
-    """What the kernel connects from to an address that nobody owns, by the default route; none without one."""
-    for family, elsewhere in ELSEWHERE.items():
-        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as asking:
-            asking.connect((elsewhere, 9))  # a datagram socket: nothing is sent
-            yield ipaddress.ip_address(asking.getsockname()[0])
+def _source() -> Address | None:
+    """What the kernel connects from to an address that nobody owns, by the default route; None without one."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        asking.connect((ELSEWHERE, 9))  # a datagram socket: nothing is sent
+        return ipaddress.ip_address(asking.getsockname()[0])
+    return None
 
 
 def pod_cgroup(namespace: str | None, proc: str = "/proc") -> str | None:

@@ -43,7 +43,7 @@ NFT_PARTS = (
     Part(
         "cgroupv2",
         "matching cgroups",
-        "CONFIG_NFT_SOCKET and CONFIG_SOCK_CGROUP_DATA",
+        "Linux 5.13, CONFIG_NFT_SOCKET and CONFIG_SOCK_CGROUP_DATA",
         "name the proxy by --proxy-uid, --proxy-gid or --proxy-mark",
     ),
     Part("tproxy", "TPROXY", "CONFIG_NFT_TPROXY (module nft_tproxy)", NO_TPROXY),

@@ -45,7 +45,7 @@ def _judge(own: Mapping[str, Any], good: Mapping[str, Any]) -> Iterator[Problem]
 @common_options
 @functools.partial(config_options, judge=_judge)
 def command(resolved: Resolved, netns: str | None, as_json: bool, user: str | None) -> int:
-    """Forward captured connections to their original destinations; print one JSON line for each on stdout.
+    """Forward captured connections to their original destinations; print one JSON line for each on stdout, as they end.
 
     Ends on SIGTERM or SIGINT, when the connections have ended or the deadline has passed. The counters are printed then,
     on stderr (with --json as one JSON document).

@@ -42,7 +42,7 @@ def connect_capture(config: Config, facts: HostFacts, covered: tuple[Family, ...
     )
     # ::6 is there or not, by our own doing: either way it is this namespace's.
     own = tuple(dict.fromkeys((*ITSELF, *out.INBOUND_SOURCE, *facts.own_addresses)))
-    return ConnectCapture(chains, config.capture_cgroup or facts.pod_cgroup, own, facts.sources)
+    return ConnectCapture(chains, config.capture_cgroup or facts.pod_cgroup, own, facts.source)
 
 
 def _tcp_only(chain: Chain) -> Chain:

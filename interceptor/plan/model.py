@@ -239,7 +239,7 @@ class ConnectCapture:
     chains: tuple[Chain, ...]
     cgroup: str | None
     own: tuple[Network, ...]
-    sources: tuple[Address, ...] = ()  # at most one a family: what captured connections come from, as without capture
+    source: Address | None = None  # what captured IPv4 connections come from, as without capture
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,7 +274,7 @@ class HostFacts:
     resolvers: tuple[Network, ...] = ()  # host networks, in resolv.conf's order
     loopback_has_v6: bool = True  # lo may be given ::6
     own_addresses: tuple[Network, ...] = ()  # of this namespace, loopback's left out
-    sources: tuple[Address, ...] = ()  # at most one a family: what connections to elsewhere come from
+    source: Address | None = None  # what IPv4 connections to elsewhere come from
     pod_cgroup: str | None = None  # of the process that the namespace was named by
     # Ours, that stand: connections that TPROXY captured under them may be open, see plan/established.py.
     earlier_routes: tuple[PolicyRoute, ...] = ()

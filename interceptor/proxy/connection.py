@@ -119,15 +119,18 @@ class Connection:
             state, commands, reason = TRANSITIONS[self.state][event]
         except KeyError:
             raise IllegalEvent(self.state, event) from None
-        if reason is not None:
-            self._reason = reason
-            if event is CLIENT_FAILED or event is UPSTREAM_FAILED:
-                self._broken = event
-            if number and self._error is None:
-                self._error = errno_name(number)
         self.state = state
+        if reason is not None:
+            self._note_end(event, reason, number)
         for command in commands:
             CARRY_OUT[command](self)
+
+    def _note_end(self, event: Event, reason: Reason, number: int) -> None:
+        self._reason = reason
+        if event is CLIENT_FAILED or event is UPSTREAM_FAILED:
+            self._broken = event
+        if number and self._error is None:
+            self._error = errno_name(number)
 
     def count_moved(self) -> None:
         """Count the bytes that were moved since this was last called."""
@@ -310,7 +313,7 @@ class Connection:
         acceptor = self._acceptor
         runtime = acceptor.runtime
         duration_s = time.monotonic() - self.start
-        reason = self._reason.value
+        reason = self._reason.text
         acceptor.counts.closed(reason, duration_s)
         if self.running is not None:
             self.count_moved()

@@ -23,13 +23,21 @@ CONNECT_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0
 DURATION_BUCKETS = (0.001, 0.01, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 300.0, 1800.0, 7200.0, 43200.0)
 
 DIRECTIONS = ("outbound", "inbound", "dns")
-MODES = ("redirect", "tproxy", OTHER)
+MODES = ("redirect", "tproxy", "connect", OTHER)
 FAILURES = (
     *("client_failed", "upstream_failed", "connect_failed", "connect_timeout", "idle_timeout", "drained", "worker_died"),
     OTHER,
 )
 REFUSALS = (
-    *("direct_dial", "no_conntrack_entry", "original_dst_failed", "no_original_dst", "no_resolver"),
+    *(
+        "direct_dial",
+        "no_conntrack_entry",
+        "no_map_entry",
+        "client_gone",
+        "original_dst_failed",
+        "no_original_dst",
+        "no_resolver",
+    ),
     *("too_many_connections", "too_many_connections_of_client", "too_many_udp_flows", "udp_upstream_failed"),
     *("too_many_dns_queries", "too_many_dns_connections", "dns_from_elsewhere", "dns_loop", "dns_malformed"),
     OTHER,

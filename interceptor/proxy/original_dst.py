@@ -115,12 +115,15 @@ def _is_gone(sock: SocketType) -> bool:
 
 
 def _rewritten(sock: SocketType, originals: Originals) -> SockAddr:
+    if _is_gone(sock):
+        raise ClientGone("reset by the client before it was accepted")
     client, local = sock.getpeername(), sock.getsockname()
     found = originals.find(client, local)
+    # A client that is gone may have been followed by another from the same port: only while it lives is the entry its own.
+    if _is_gone(sock):
+        raise ClientGone("reset by the client while it was accepted")
     if found is None:
         raise NotRewritten("not rewritten when it was connected, or long ago")
-    # A client that is gone may have been followed by another from the same port: only while it lives is the entry its own.
-    sock.getpeername()
     originals.forget(client, local)
     return normal(found.address)
 

@@ -24,6 +24,7 @@ from interceptor.proxy.hooks import Hooks
 from interceptor.proxy.identity import CAP_NET_ADMIN, become
 from interceptor.proxy.limits import Limits
 from interceptor.proxy.listeners import BoundListener, open_listeners
+from interceptor.proxy.local_addresses import LocalAddresses
 from interceptor.proxy.loop import Loop
 from interceptor.proxy.metrics import Counts, Region
 from interceptor.proxy.owners import Owners
@@ -58,8 +59,9 @@ class Proxy:
         self._settings = settings
         view = listeners[0].view
         relay = open_relay(choose(settings.relay).name, self._loop)
+        local = LocalAddresses(view, self._loop)
         self._runtime = Runtime(
-            settings, self._loop, view, relay, open_socket, on_flow, Owners(view), counts or Region().worker(0), names
+            settings, self._loop, view, relay, open_socket, on_flow, Owners(view), local, counts or Region().worker(0), names
         )
         self._sweep = Sweep(self._loop, settings)
         self._limits = Limits(settings.max_connections, settings.max_connections_per_client)

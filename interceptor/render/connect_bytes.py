@@ -32,8 +32,8 @@ KEY = struct.Struct("=IB19s")  # struct set_key; the prefix's length is counted 
 KEY_SIZE = KEY.size
 FACTS = struct.Struct("=4Q")
 LINE = struct.Struct("=4QII")  # struct rule
-# struct policy up to its rules: netns cookie, cgroup, mark, mask, set of lists, rules, IPv4 and IPv6 source
-HEADER = struct.Struct("=QQIIII4s16s4x")
+# struct policy up to its rules: netns cookie, cgroup, mark, mask, set of lists, rules, source
+HEADER = struct.Struct("=QQIIII4s4x")
 POLICY_SIZE = HEADER.size + MAX_LINES * LINE.size
 MAX_PREFIXES = 65536
 
@@ -57,7 +57,7 @@ def pack(policy: Policy, placed: Placed) -> bytes:
         mark.mask,
         placed.sets,
         len(policy.lines),
-        *(b"".join(item.packed for item in policy.sources if item.version == version) for version in (4, 6)),
+        policy.source.packed if policy.source is not None else b"",
     )
     lines = b"".join(FACTS.pack(*_words(line.needs)) + struct.pack("=II", line.does, line.argument) for line in policy.lines)
     return (header + lines).ljust(POLICY_SIZE, b"\0")
@@ -87,7 +87,7 @@ def pack_lists(policy: Policy) -> dict[bytes, bytes]:
 
 def unpack(content: bytes, lists: dict[bytes, bytes]) -> Policy:
     """The policy that the maps hold: equal to the one that was packed, but that a cgroup is named by its id."""
-    _, cgroup, mark, mask, _, count, *sources = HEADER.unpack_from(content)
+    _, cgroup, mark, mask, _, count, source = HEADER.unpack_from(content)
     lines = tuple(
         Line(tuple(_facts(words)), Does(does), argument)
         for *words, does, argument in LINE.iter_unpack(content[HEADER.size : HEADER.size + min(count, MAX_LINES) * LINE.size])
@@ -98,7 +98,7 @@ def unpack(content: bytes, lists: dict[bytes, bytes]) -> Policy:
         lines,
         Mark(mark, mask) if FACT_MARK in used else None,
         str(cgroup) if FACT_CGROUP in used else None,
-        tuple(ipaddress.ip_address(source) for source in sources if any(source)),
+        ipaddress.ip_address(source) if any(source) else None,
     )
 
 

@@ -65,14 +65,14 @@ class Policy:
     lines: tuple[Line, ...]
     mark: Mark | None = None
     cgroup: str | None = None
-    sources: tuple[Address, ...] = ()
+    source: Address | None = None
 
 
 def compile_policy(capture: ConnectCapture) -> tuple[Policy, tuple[str, ...]]:
     """The policy, and for each of its lines why it is there. Raises Unsupported for more than the programs can hold."""
     compiler = _Compiler(capture)
     compiler.flatten()
-    policy = Policy(tuple(compiler.lists), tuple(compiler.lines), compiler.mark, compiler.cgroup, capture.sources)
+    policy = Policy(tuple(compiler.lists), tuple(compiler.lines), compiler.mark, compiler.cgroup, capture.source)
     if len(policy.lines) > MAX_LINES or FIRST_LIST + len(policy.lists) > MAX_FACTS:
         raise Unsupported(
             f"--outbound connect: {len(policy.lines)} rules with {len(policy.lists)} different lists; "
@@ -180,7 +180,7 @@ def document(capture: ConnectCapture) -> str:
     policy, whys = compile_policy(capture)
     whose = {None: "processes of a cgroup that is not given yet", "/": "all processes of this network namespace"}
     title = whose.get(capture.cgroup, f"processes of cgroup {capture.cgroup} in this network namespace")
-    whys = (*whys, "unless the socket is bound: what a captured connection comes from")
+    whys = (*whys, "what a captured IPv4 connection comes from, unless its socket is bound; IPv6: ::1")
     lines = (f"  {text}    ({why})" for text, why in zip(texts(policy), whys, strict=True))
     return "\n".join((f"TCP connections of {title}, when they are made; the first line that holds decides:", *lines, ""))
 
@@ -188,7 +188,7 @@ def document(capture: ConnectCapture) -> str:
 def texts(policy: Policy) -> tuple[str, ...]:
     """The lines as an operator reads them. Those of a policy that was read back hold a cgroup's number for its path."""
     lines = tuple(f"{number}: {_conditions(policy, line)} -> {_target(line)}" for number, line in enumerate(policy.lines))
-    return (*lines, f"from {' and '.join(str(source) for source in policy.sources) or 'loopback'}")
+    return (*lines, f"from {policy.source or 'loopback'}")
 
 
 def _conditions(policy: Policy, line: Line) -> str:

@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 HOST = HostFacts(
     resolvers=(ipaddress.ip_network("10.96.0.10"), ipaddress.ip_network("fd00:96::a")),
     own_addresses=(ipaddress.ip_network("10.1.0.2"), ipaddress.ip_network("fd00:1::2")),
-    sources=(ipaddress.ip_address("10.1.0.2"), ipaddress.ip_address("fd00:1::2")),
+    source=ipaddress.ip_address("10.1.0.2"),
 )
 V4_HOST = HostFacts(kernel_families=(Family.V4,), resolvers=HOST.resolvers[:1])
 AFTER_TPROXY = HostFacts(earlier_routes=tuple(PolicyRoute(family, Mark(0x539, 0xFFF), 133) for family in Family))

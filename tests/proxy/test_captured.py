@@ -18,7 +18,8 @@ from interceptor import netns
 from interceptor.config import Config
 from interceptor.proxy.configured import settings
 from interceptor.proxy.listeners import open_listeners
-from interceptor.proxy.original_dst import ClientGone, original_dst
+from interceptor.proxy.original_dst import ClientGone, original_dst_of
+from interceptor.proxy.settings import Listener
 from tests.proxy.pods import (
     APP_PORT,
     INBOUND,
@@ -196,7 +197,7 @@ def test_a_client_that_reset_before_it_was_accepted_is_not_called_a_missing_entr
         with accepted:
             assert select.select([accepted], [], [], 5)[0]
             with pytest.raises(ClientGone):
-                original_dst(accepted, "redirect")
+                original_dst_of(Listener("outbound", "redirect", OUTBOUND, "v6" if ":" in net["pod"] else "v4"))(accepted)
 
 
 def test_dns_is_listened_for_when_nothing_else_is_captured(redirecting: Pods) -> None:

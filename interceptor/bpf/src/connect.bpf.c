@@ -49,8 +49,7 @@ struct policy {
 	u32 mark_mask;
 	u32 sets; /* index in all_sets */
 	u32 rules;
-	u32 source4; /* what captured connections come from; 0 for none */
-	u32 source6[4];
+	u32 source; /* what captured IPv4 connections come from; 0 for none */
 	u32 unused;
 	struct rule rule[MAX_RULES];
 };
@@ -234,24 +233,27 @@ INLINE int unbind_interface(struct bpf_sock_addr *ctx)
 }
 
 /* As if it went where the application thinks: from the pod's address, not from 127.0.0.1, which is what the socket would
- * show and the proxy would see. An address that is gone makes no difference to where the connection goes. */
-INLINE void bind_source4(struct bpf_sock_addr *ctx, const struct policy *policy)
+ * show and the proxy would see. An address that is gone makes no difference to where the connection goes.
+ *
+ * Not for IPv6: what REDIRECT captured before goes from the same address to ::1, too, and conntrack keeps two connections
+ * that look alike apart by giving the second another source port, under which the proxy would not find it.
+ */
+INLINE void bind_source(struct bpf_sock_addr *ctx, const struct policy *policy)
 {
-	struct sockaddr_in source = {.sin_family = AF_INET, .sin_addr = {policy->source4}};
+	struct sockaddr_in source = {.sin_family = AF_INET, .sin_addr = {policy->source}};
 
-	if (policy->source4 && !ctx->sk->src_ip4)
+	if (policy->source && !ctx->sk->src_ip4)
 		bpf_bind(ctx, &source, sizeof(source));
 }
 
-INLINE void bind_source6(struct bpf_sock_addr *ctx, const struct policy *policy, u32 family)
+INLINE void bind_mapped_source(struct bpf_sock_addr *ctx, const struct policy *policy)
 {
 	struct sockaddr_in6 source = {.sin6_family = AF_INET6};
-	u32 mapped[4] = {0, 0, htonl(0xffff), policy->source4};
-	int is_known = family == AF_INET ? policy->source4 : policy->source6[0];
+	u32 mapped[4] = {0, 0, htonl(0xffff), policy->source};
 	struct bpf_sock *sk = ctx->sk;
 
-	copy_bytes(&source.sin6_addr, family == AF_INET ? mapped : policy->source6, 16);
-	if (is_known && !sk->src_ip6[0] && !sk->src_ip6[1] && !sk->src_ip6[2] && !sk->src_ip6[3])
+	copy_bytes(&source.sin6_addr, mapped, 16);
+	if (policy->source && !sk->src_ip6[0] && !sk->src_ip6[1] && !sk->src_ip6[2] && !sk->src_ip6[3])
 		bpf_bind(ctx, &source, sizeof(source));
 }
 
@@ -281,7 +283,7 @@ SEC("cgroup/connect4") int connect4(struct bpf_sock_addr *ctx)
 	proxy[0] = proxy_address(&attempt);
 	if (!remember(ctx, &attempt, port, proxy) || !unbind_interface(ctx))
 		return 0;
-	bind_source4(ctx, policy);
+	bind_source(ctx, policy);
 	ctx->user_ip4 = proxy[0];
 	ctx->user_port = htons(port);
 	return 1;
@@ -313,8 +315,8 @@ SEC("cgroup/connect6") int connect6(struct bpf_sock_addr *ctx)
 		proxy[3] = htonl(1);
 	if (!remember(ctx, &attempt, port, proxy) || !unbind_interface(ctx))
 		return 0;
-	bind_source6(ctx, policy, attempt.family);
 	if (attempt.family == AF_INET) {
+		bind_mapped_source(ctx, policy);
 		ctx->user_ip6[3] = proxy[0];
 	} else {
 		ctx->user_ip6[0] = 0;
