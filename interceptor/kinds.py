@@ -18,6 +18,7 @@ from interceptor.values import (
     parse_mark,
     parse_port,
     parse_ports,
+    parse_servers,
     parse_uid_rules,
 )
 
@@ -143,6 +144,8 @@ GRACE = Kind("TIME", lambda text, _: 0.0 if text.strip() in ("0", "0s") else _du
 OPTIONAL_DURATION = Kind("TIME|off", _or_word("off", _duration), _show_or_word("off", _show_duration))
 OPTIONAL_COUNT = Kind("N|off", _or_word("off", _count), _show_or_word("off"))
 AUTOMATIC_COUNT = Kind("N|auto", _or_word("auto", _count), _show_or_word("auto"))
+# 53: domain (IANA's registry of ports).
+RESOLVERS = Kind("SERVERS", lambda text, _: parse_servers(text, 53), join, ",")
 NAMES_SEEN = _some_of("sni", "host")
 PORTS = Kind("PORTS", lambda text, _: parse_ports(text), join, ",")
 EXCLUDED_PORTS = Kind("PORTS", _excludable(parse_ports), join, ",")

@@ -14,13 +14,15 @@ from interceptor.kinds import (
     OPTIONAL_COUNT,
     OPTIONAL_DURATION,
     PORTS,
+    RESOLVERS,
+    SWITCH,
     one_of,
     option,
 )
-from interceptor.values import Network, PortRange
+from interceptor.values import Network, PortRange, Server
 
 # Shown in the help of the commands that have a proxy; all commands take them, so that a pod's environment serves them all.
-PROXY_GROUPS = ("Connections", "Upstream", "Flow log")
+PROXY_GROUPS = ("Connections", "Upstream", "DNS", "Flow log")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +83,14 @@ class ProxyOptions:
     upstream_proxy_protocol_cidrs: tuple[Network, ...] = option(
         "Upstream", CIDRS, (), "Outbound: destinations that want the header."
     )
+    dns_upstream: tuple[Server, ...] = option(
+        "DNS",
+        RESOLVERS,
+        (),
+        "Resolvers to ask, in this order, as ip, ip:port or [ip]:port; without any, those in resolv.conf.",
+    )
+    dns_parallel: bool = option("DNS", SWITCH, False, "Ask all resolvers at once; the first good answer wins.")
+    dns_cache_size: int | None = option("DNS", OPTIONAL_COUNT, 4096, "Keep so many answers; off: ask every time.")
     peek: tuple[str, ...] = option(
         "Flow log",
         NAMES_SEEN,

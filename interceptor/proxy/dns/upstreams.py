@@ -7,12 +7,12 @@ is asked after the others.
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Callable, Iterable
 
 from interceptor.errors import ProxyError
 from interceptor.proxy.original_dst import DirectDial, refuse_loop
 from interceptor.sockets import Address, IpAddress, SockAddr
+from interceptor.values import parse_servers
 
 DNS_PORT = 53
 # How long one that failed is asked last: long enough that not every question waits for it, short enough to notice its return.
@@ -21,26 +21,14 @@ DISTRUST_S = 10.0
 DEAD_AFTER = 3
 
 
-def parse_resolver(text: str) -> Address:
-    """`ip`, `ip:port`, `[ip]:port`; the port is 53 unless given. Raises ProxyError for anything else."""
-    host, colon, port = text.rpartition(":")
-    if not colon or (":" in host and not host.startswith("[")):
-        host, port = text, str(DNS_PORT)
-    try:
-        number = int(port)
-        ip = ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
-    except ValueError as error:
-        raise ProxyError(f"resolver {text!r} is neither an IP address nor ip:port") from error
-    if not 0 < number < 1 << 16:
-        raise ProxyError(f"resolver {text!r}: {number} is no port; 1 to 65535")
-    return Address(ip, number)
-
-
 def parse_resolvers(
     texts: Iterable[str], own_ports: frozenset[int], is_local: Callable[[IpAddress], bool]
 ) -> tuple[Address, ...]:
     """All of `texts`, each once. Raises ProxyError, also for one that is this proxy itself and would ask itself for ever."""
-    found = tuple(dict.fromkeys(parse_resolver(text) for text in texts))
+    try:
+        found = tuple(Address(each.ip, each.port) for each in parse_servers(",".join(texts), DNS_PORT))
+    except ValueError as error:
+        raise ProxyError(f"resolvers: {error}") from error
     for each in found:
         try:
             refuse_loop(each.sockaddr, own_ports, is_local)
