@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 
 CNI := build/cni/interceptor-cni
 
-.PHONY: cni docs check test unit netns torture kernels golden lock bench demo clean
+.PHONY: bpf cni docs check test unit netns torture kernels golden lock bench demo clean
 
 $(STAMP): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
@@ -41,6 +41,10 @@ torture: $(STAMP)
 KERNELS ?=
 kernels: $(STAMP)
 	$(BIN)/python -m vagrant.qemu $(KERNELS)
+
+# Needs clang and linux-libc-dev; the objects are committed, so that nobody else does.
+bpf: $(STAMP)
+	$(BIN)/python -m tests.bpf.build
 
 # The diff is reviewed like code.
 docs: $(STAMP)

@@ -7,7 +7,7 @@ if [ "$(id -u)" -ne 0 ]; then
     exit 1
 fi
 missing=''
-for package in python3 python3-venv nftables iptables iproute2 conntrack curl make procps gcc libc6-dev python3-dev; do
+for package in python3 python3-venv nftables iptables iproute2 conntrack curl make procps gcc libc6-dev python3-dev clang linux-libc-dev; do
     dpkg -s "$package" >/dev/null 2>&1 || missing="$missing $package"
 done
 if [ -n "$missing" ]; then
