@@ -51,7 +51,7 @@ class MapDefinition:
 class Map:
     """One map, by its descriptor. Each call reuses the same three buffers: not for several threads."""
 
-    __slots__ = ("_attr", "_call", "_key", "_next", "_value", "definition", "descriptor")
+    __slots__ = ("_attr", "_attr_of_key", "_call", "_key", "_next", "_value", "definition", "descriptor")
 
     def __init__(self, descriptor: int, definition: MapDefinition) -> None:
         self.descriptor = descriptor
@@ -62,6 +62,8 @@ class Map:
         self._next = Buffer(definition.key_size)
         # struct { map_fd, key, value or next_key, flags }: the anonymous struct of BPF_MAP_*_ELEM
         self._attr = Buffer(self._attr_to(self._value))
+        # The kernel refuses an attr with anything behind the last field a command knows.
+        self._attr_of_key = Buffer(struct.pack("=IIQQQ", descriptor, 0, self._key.address, 0, 0))
 
     def __repr__(self) -> str:
         return f"<Map {self.definition.name} fd {self.descriptor}>"
@@ -88,7 +90,7 @@ class Map:
     def delete(self, key: bytes) -> bool:
         """Remove `key`; whether it was there. Raises OSError for all else."""
         self._key.content = key
-        result = self._call(MAP_DELETE_ELEM, self._attr.address, 32)
+        result = self._call(MAP_DELETE_ELEM, self._attr_of_key.address, 32)
         if result == -errno.ENOENT:
             return False
         checked(result)

@@ -79,7 +79,7 @@ def test_map_that_cannot_be_is_named() -> None:
 
 def test_refused_program_shows_the_verifiers_log() -> None:
     code = ProgramCode("endless", "tcx/ingress", struct.pack("<BBhi", EXIT, 0, 0, 0), ())
-    with pytest.raises(BpfError, match=r"endless.*R0 !read_ok"):
+    with pytest.raises(BpfError, match=r"(?s)endless.*R0 !read_ok"):
         programs.load_program(code, {})
 
 
