@@ -129,9 +129,9 @@ def _symbols(sections: list[_Section]) -> list[_Symbol]:
 def _relocations(sections: list[_Section], symbols: list[_Symbol], map_at: dict[int, str]) -> dict[str, list[Relocation]]:
     found: dict[str, list[Relocation]] = {}
     for section in sections:
+        if section.kind != SHT_REL or section.name.startswith(".rel."):
+            continue  # of debug and unwind sections
         code = sections[section.target]
-        if section.kind != SHT_REL or code.name.startswith("."):
-            continue  # debug sections
         for offset, info in struct.iter_unpack("<QQ", section.content):
             symbol = symbols[info >> 32]
             if info & 0xFFFFFFFF != R_BPF_64_64 or symbol.section not in (MAPS_SECTION, *DATA_SECTIONS):
