@@ -11,15 +11,14 @@ import resource
 import select
 import signal
 import socket
-import struct
 import sys
 import threading
 from contextlib import suppress
 
 from interceptor.proxy.identity import CAP_NET_ADMIN, become
 from interceptor.proxy.relay import packet_attach
-from interceptor.proxy.relay.packet import Ended, PacketSplicer, Spliced
-from interceptor.proxy.relay.packet_layout import Mode
+from interceptor.proxy.relay.packet import PEEK_LIMIT, Ended, PacketSplicer, Spliced
+from interceptor.proxy.relay.packet_layout import Asked
 from interceptor.sockets import original_dst_v4, original_dst_v6, reset_on_close, set_transparent
 
 PROXY_UID = 1337
@@ -71,7 +70,7 @@ class Driver:
         self.epoll = select.epoll()
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        self.mode = Mode[str(settings.get("client", "HOLD"))]
+        self.asked = Asked[str(settings.get("client", "HELD"))]
         self.by_upstream: dict[int, Spliced] = {}
         self.counters = {"accepted": 0, "connect_failed": 0, "fin": 0, "rst": 0}
         self.attached = packet_attach.attach()
@@ -92,7 +91,7 @@ class Driver:
         if mechanism == "tproxy":
             set_transparent(sock)
         sock.bind(("", port))
-        self.splicer.prepare_listener(sock, self.mode, mtu)
+        self.splicer.prepare_listener(sock, 0 if self.asked is Asked.HELD else PEEK_LIMIT, mtu)
         sock.listen(4096)
         sock.setblocking(False)
         self.listeners[sock.fileno()] = (sock, direction, mechanism)
@@ -132,7 +131,7 @@ class Driver:
             upstream.setsockopt(socket.SOL_IP, 24, 1)
             upstream.bind((PASSTHROUGH[client.family], 0))
         try:
-            spliced = self.splicer.before_connect(client, upstream, self.mode, None, limit_mss=direction == "inbound")
+            spliced = self.splicer.before_connect(client, upstream, self.asked, None, limit_mss=direction == "inbound")
         except OSError:
             reset_on_close(client)
             client.close()
@@ -140,7 +139,7 @@ class Driver:
             return
         spliced.owner = upstream.fileno()
         self.by_upstream[upstream.fileno()] = spliced
-        self.epoll.register(upstream.fileno(), 0 if self.mode is Mode.HOLD else select.EPOLLOUT | select.EPOLLET)
+        self.epoll.register(upstream.fileno(), 0 if self.asked is Asked.HELD else select.EPOLLOUT | select.EPOLLET)
         try:
             upstream.connect(destination)
         except BlockingIOError:
@@ -152,10 +151,7 @@ class Driver:
         if mask & (select.EPOLLERR | select.EPOLLHUP):
             self.connect_failed(spliced)
         elif mask & select.EPOLLOUT:
-            with suppress(BlockingIOError, ConnectionError):
-                while chunk := spliced.client.recv(1 << 16):
-                    spliced.upstream.send(chunk)
-                spliced.upstream.shutdown(socket.SHUT_WR)
+            self.splicer.forward(spliced)
 
     def connect_failed(self, spliced: Spliced) -> None:
         self.counters["connect_failed"] += 1
@@ -180,15 +176,15 @@ class Driver:
         self.forget(spliced)
         relay(spliced, reason)
 
-    def stop(self) -> None:
+    def tell(self) -> None:
         left = {name: len(list(self.attached.maps[name].keys())) for name in ("flows", "paths", "silent", "accepted")}
         log(counters=self.counters | {"refused": dict(self.splicer.refused), "open": len(self.splicer), "left": left})
-        os._exit(0)
 
 
 def main() -> None:
     driver = Driver(json.loads(sys.argv[1]))
-    signal.signal(signal.SIGTERM, lambda *_: driver.stop())
+    signal.signal(signal.SIGUSR1, lambda *_: driver.tell())
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     print("ready", flush=True)
     driver.run()
 

@@ -16,8 +16,8 @@ INLINE u8 congestion_options(const struct packet *packet)
 	return has;
 }
 
-/* A's SYN-ACK on its way to the client. `mode` is the listener's. */
-INLINE void record_accepted(struct __sk_buff *skb, const struct packet *packet, u64 cookie, u8 mode, const int family)
+/* A's SYN-ACK on its way to the client. */
+INLINE void record_accepted(struct __sk_buff *skb, const struct packet *packet, u64 cookie, u32 limit, const int family)
 {
 	struct accepted made = {};
 	struct syn_options options;
@@ -34,7 +34,8 @@ INLINE void record_accepted(struct __sk_buff *skb, const struct packet *packet, 
 	made.mss = options.mss;
 	made.scale = options.scale;
 	made.options = options.has | congestion_options(packet);
-	made.mode = mode;
+	made.mode = LIMITED;
+	made.limit = limit;
 	bpf_skb_load_bytes(skb, 0, made.link_header, sizeof(made.link_header));
 	bpf_map_update_elem(&accepted, &cookie, &made, BPF_ANY);
 }

@@ -20,8 +20,8 @@ struct tuple {
 /* enum of struct accepted.mode: what A's own packets may do before the flow is armed. */
 enum {
 	OPEN = 0,	/* pass: A talks to its client, as ever */
-	HOLD = 1,	/* advertise no window and acknowledge no byte: what the client has to say waits for the server */
-	OPENING = 2,	/* leave HOLD: A's next window probe becomes the window update that the client waits for */
+	LIMITED = 1,	/* neither ask for nor acknowledge more than the first `limit` bytes: the rest waits for the server */
+	OPENING = 2,	/* leave LIMITED: A's next window probe becomes the window update that the client waits for */
 };
 
 /* Options of a handshake as both ends agreed on them: struct accepted.options, struct flow.options. */
@@ -38,11 +38,11 @@ struct accepted {
 	struct tuple wire;	/* of the SYN-ACK as it left: proxy to client */
 	u32 isn, client_isn;
 	u32 clock, client_clock;	/* timestamps, RFC 7323 */
-	u32 ifindex, mark;
+	u32 ifindex, mark, limit;
 	u16 mss;
 	u8 scale, options, mode;
 	u8 link_header[14];
-	u8 pad;
+	u8 pad[5];
 };
 
 /* enum of struct flow.state */
@@ -74,8 +74,8 @@ enum { UP = 0, DOWN = 1 }; /* from client to server; from server to client */
 
 /* struct flow.asked: what user space asks of a flow. */
 enum {
-	FORWARDS = 1,	/* B sends first what A received before the flow was armed, and is not silent until it is acknowledged */
-	HELD = 2,	/* the client waits for a window */
+	FORWARDS = 1,	/* B sends first what A received before the flow was armed */
+	HELD = 2,	/* the client could say nothing yet, and waits for a window */
 };
 
 /* By B's cookie, as long as the flow lives. */
@@ -126,7 +126,7 @@ struct event {
 	u32 kind, reason, ends, pad;
 };
 
-MAP(listeners, HASH, 4, 4, 64);	/* port -> mode of what is accepted there */
+MAP(listeners, HASH, 4, 4, 64);	/* port -> limit of what is accepted there */
 MAP(accepted, LRU_HASH, 8, sizeof(struct accepted), 65536);
 MAP(flows, HASH, 8, sizeof(struct flow), 65536);
 MAP(paths, HASH, sizeof(struct tuple), sizeof(struct path), 131072);

@@ -75,6 +75,16 @@ INLINE int rewrite(struct __sk_buff *skb, const struct packet *packet, u32 seq, 
 	return NEXT;
 }
 
+/* Ask for no byte behind the limit. */
+INLINE int limit_window(struct __sk_buff *skb, const struct packet *packet, const struct accepted *client, const int family)
+{
+	u32 scale = packet->flags & SYN ? 0 : client->scale & 15;
+	u32 room = client->client_isn + 1 + client->limit - packet->ack;
+	u32 window = (u32)packet->window << scale;
+
+	return rewrite(skb, packet, packet->seq, (window < room ? window : room) >> scale, family);
+}
+
 /* A, towards its client. */
 INLINE int from_accepted(struct __sk_buff *skb, const struct packet *packet, struct accepted *client, const int family)
 {
@@ -86,10 +96,10 @@ INLINE int from_accepted(struct __sk_buff *skb, const struct packet *packet, str
 		client->mode = OPEN;
 		return rewrite(skb, packet, packet->seq == client->isn ? packet->seq + 1 : packet->seq, packet->window, family);
 	}
-	/* A byte or FIN that came in spite of the window is never acknowledged by A: the client keeps it for the server. */
-	if (packet->ack != client->client_isn + 1)
+	/* What came in spite of the window is never acknowledged by A: the client keeps it for the server. */
+	if (is_after(packet->ack, client->client_isn + 1 + client->limit))
 		return DROP;
-	return rewrite(skb, packet, packet->seq, 0, family);
+	return limit_window(skb, packet, client, family);
 }
 
 /* B's own packets once the flow is armed: what it forwards for the client, and the end of its handshake. */
@@ -145,17 +155,16 @@ INLINE int from_proxy(struct __sk_buff *skb, struct packet *packet, const int fa
 		return DROP;
 	if ((packet->flags & (SYN | ACK)) == (SYN | ACK)) {
 		struct bpf_sock *sock = skb->sk;
-		u32 port, *mode;
+		u32 port, *limit;
 
 		sock = sock ? bpf_get_listener_sock(sock) : 0;
 		if (!sock)
 			return NEXT;
 		port = sock->src_port;
-		mode = bpf_map_lookup_elem(&listeners, &port);
-		if (!mode)
+		limit = bpf_map_lookup_elem(&listeners, &port);
+		if (!limit)
 			return NEXT;
-		record_accepted(skb, packet, cookie, *mode, family);
-		return *mode == HOLD ? rewrite(skb, packet, packet->seq, 0, family) : NEXT;
+		record_accepted(skb, packet, cookie, *limit, family);
 	}
 	client = bpf_map_lookup_elem(&accepted, &cookie);
 	return client ? from_accepted(skb, packet, client, family) : NEXT;

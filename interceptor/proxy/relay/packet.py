@@ -36,6 +36,8 @@ BATCH_S = 0.01
 # By then the server has long answered (or connect() is still trying): whose answer took another way shows.
 ARM_CHECK_S = 1.0
 SWEEP_S = 15.0
+# The upstream forwards them without hearing acknowledgements: less than ten segments (RFC 6928) of the smallest usual size.
+PEEK_LIMIT = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +58,14 @@ class Ended:
 class Spliced:
     """A flow given to the splicer: two sockets that it keeps until the end. `owner` is the giver's."""
 
-    __slots__ = ("client", "expires_ns", "flow_id", "owner", "upstream")
+    __slots__ = ("asked", "client", "flow_id", "owner", "upstream")
 
-    def __init__(self, flow_id: int, client: socket.socket, upstream: socket.socket, owner: object) -> None:
+    def __init__(self, flow_id: int, client: socket.socket, upstream: socket.socket, asked: Asked, owner: object) -> None:
         self.flow_id = flow_id
         self.client = client
         self.upstream = upstream
+        self.asked = asked
         self.owner = owner
-        self.expires_ns = 0
 
 
 class PacketSplicer:
@@ -106,24 +108,25 @@ class PacketSplicer:
     def __len__(self) -> int:
         return len(self._spliced)
 
-    def prepare_listener(self, listener: socket.socket, mode: Mode, mtu: int) -> None:
+    def prepare_listener(self, listener: socket.socket, limit: int, mtu: int) -> None:
         """What `listener` accepts may be spliced. Call before listen().
 
-        mode: HOLD, when nothing of what the client says is looked at; OPEN, when its first bytes are.
+        limit: how many bytes a client may say before its server is connected: 0 when nothing of them is looked at, else up
+        to PEEK_LIMIT.
         mtu: the smallest of the devices', which a client behind lo must keep to.
         """
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, mtu - (40 if listener.family == socket.AF_INET else 60))
         # Both sockets hear nothing while spliced: keepalive would declare them dead.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 0)
-        self._listeners.update(layout.PORT.pack(listener.getsockname()[1]), layout.MODE.pack(mode))
+        self._listeners.update(layout.PORT.pack(listener.getsockname()[1]), layout.LIMIT.pack(limit))
 
     def before_connect(
-        self, client: socket.socket, upstream: socket.socket, mode: Mode, owner: object, *, limit_mss: bool = False
+        self, client: socket.socket, upstream: socket.socket, asked: Asked, owner: object, *, limit_mss: bool = False
     ) -> Spliced:
         """Splice these two when `upstream` is connected, which the caller does next.
 
-        mode: HOLD or OPEN, as the client was accepted. With OPEN the caller passes what it received (and then its EOF) on to
-        `upstream` as soon as that is writable, and then no more.
+        asked: HELD when the client was accepted with limit 0. With FORWARDS the caller passes what it received (and then its
+        EOF) on to `upstream` as soon as that is writable (`forward` does), and then no more.
         limit_mss: keep the server to segments that the client takes; when the server is behind lo and the client is not.
         Raises OSError, with nothing left behind.
         """
@@ -131,11 +134,27 @@ class PacketSplicer:
         known = _client(client)
         if limit_mss:
             upstream.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, known.mss)
-        asked = Asked.HELD if mode is Mode.HOLD else Asked.FORWARDS
         self._flows.update(layout.COOKIE.pack(flow_id), layout.pack_flow(known, asked))
-        made = self._spliced[flow_id] = Spliced(flow_id, client, upstream, owner)
+        made = self._spliced[flow_id] = Spliced(flow_id, client, upstream, asked, owner)
         self._checks.append((time.monotonic() + ARM_CHECK_S, flow_id))
         return made
+
+    def forward(self, spliced: Spliced, peeked: bytes = b"") -> None:
+        """The upstream is connected: pass on `peeked` (what was read of the client before) and what else it has said.
+
+        No more can follow: by now the client talks to the server. What does not fit was not acknowledged, and the client
+        says it again.
+        """
+        try:
+            while chunk := spliced.client.recv(PEEK_LIMIT):
+                peeked += chunk
+            is_over = True
+        except (BlockingIOError, ConnectionError):
+            is_over = False
+        with suppress(BlockingIOError, ConnectionError):
+            went = not peeked or spliced.upstream.send(peeked) == len(peeked)
+            if went and is_over:
+                spliced.upstream.shutdown(socket.SHUT_WR)
 
     def withdraw(self, spliced: Spliced) -> None:
         """The upstream could not be connected: both sockets are the caller's again, and nothing holds the client."""
@@ -149,7 +168,7 @@ class PacketSplicer:
         entry = self._accepted.lookup(key)
         if entry is None:
             return
-        if entry[layout.ACCEPTED_MODE_AT] == Mode.HOLD:
+        if entry[layout.ACCEPTED_MODE_AT] == Mode.LIMITED:
             at = layout.ACCEPTED_MODE_AT
             self._accepted.update(key, entry[:at] + bytes([Mode.OPENING]) + entry[at + 1 :])
             # Coming out of repair, the kernel sends a window probe; the program makes it a window update.

@@ -17,12 +17,12 @@ TUPLE = struct.Struct("!16s16sHH")
 TUPLE_SIZE = TUPLE.size
 COOKIE = struct.Struct("=Q")
 PORT = struct.Struct("=I")
-MODE = struct.Struct("=I")
+LIMIT = struct.Struct("=I")
 FLOW = struct.Struct("=QQQQ36s36sIIIIIIIHHHHBBBBBBBBB3x")
 PATH = struct.Struct("=QQQ36sIIIIIIIIIBBBBBBBx")
 EVENT = struct.Struct("=QQQQIIII")
-ACCEPTED_SIZE = 88
-ACCEPTED_MODE_AT = 72
+ACCEPTED_SIZE = 96
+ACCEPTED_MODE_AT = 76
 FLOW_STATE_AT, FLOW_ENDS_AT = 144, 146
 SIZES = {"flows": FLOW.size, "paths": PATH.size, "accepted": ACCEPTED_SIZE}
 MAPPED = b"\0" * 10 + b"\xff\xff"
@@ -32,7 +32,7 @@ class Mode(IntEnum):
     """What an accepted socket may say before its flow is armed."""
 
     OPEN = 0
-    HOLD = 1
+    LIMITED = 1
     OPENING = 2
 
 

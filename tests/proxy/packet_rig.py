@@ -1,0 +1,249 @@
+"""The packet driver in a pod, and conversations of every shape through it."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+from interceptor.sockets import reset_on_close
+from tests.proxy.pods import client, listen
+
+DEADLINE_S = 60.0
+SEED = struct.Struct("!Q")
+LARGEST = 16 << 20
+
+
+class Driver:
+    """tests.proxy.packet_driver, running in a namespace."""
+
+    def __init__(self, where: str, settings: dict[str, Any]) -> None:
+        program = [sys.executable, "-m", "tests.proxy.packet_driver", json.dumps(settings)]
+        self.process = subprocess.Popen(["ip", "netns", "exec", where, *program], stdout=subprocess.PIPE, text=True)
+        self.flows: list[dict[str, Any]] = []
+        self.counters: dict[str, Any] = {}
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline() == "ready\n"
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def ended(self, count: int) -> list[dict[str, Any]]:
+        """The first `count` flows that ended, once there are as many."""
+        deadline = time.monotonic() + DEADLINE_S
+        while len(self.flows) < count:
+            assert time.monotonic() < deadline, f"{len(self.flows)} of {count} flows ended: {self.flows[-5:]}"
+            time.sleep(0.005)
+        return self.flows[:count]
+
+    def settled(self) -> dict[str, Any]:
+        """Its counters, once nothing is open and nothing left in the maps, or at the deadline."""
+        deadline = time.monotonic() + 10
+        while True:
+            counters = self.ask()
+            if (not counters["open"] and not any(counters["left"].values())) or time.monotonic() > deadline:
+                return counters
+            time.sleep(0.05)
+
+    def ask(self) -> dict[str, Any]:
+        """Its counters now."""
+        self.counters = {}
+        self.process.send_signal(signal.SIGUSR1)
+        deadline = time.monotonic() + DEADLINE_S
+        while not self.counters:
+            assert self.process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        return self.counters
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> None:
+        """SIGTERM."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        self.process.wait(DEADLINE_S)
+        self._reader.join(DEADLINE_S)
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            answer = json.loads(line)
+            if "counters" in answer:
+                self.counters = answer["counters"]
+            else:
+                self.flows.append(answer)
+        self.process.stdout.close()
+
+
+@contextmanager
+def driver(where: str, **settings: Any) -> Iterator[Driver]:
+    """A driver in namespace `where`; stopped after the block."""
+    started = Driver(where, settings)
+    try:
+        yield started
+    finally:
+        started.stop()
+
+
+def read_all(sock: socket.socket) -> bytes:
+    """Everything until FIN. A reset raises."""
+    return b"".join(iter(lambda: sock.recv(1 << 18), b""))
+
+
+def read_exactly(sock: socket.socket, size: int) -> bytes:
+    """`size` bytes, or fewer when the stream ends before."""
+    got = bytearray()
+    while len(got) < size and (chunk := sock.recv(size - len(got))):
+        got += chunk
+    return bytes(got)
+
+
+def speak_first(sock: socket.socket, mine: bytes, theirs: bytes) -> None:
+    """All of mine, FIN, then all of theirs."""
+    sock.sendall(mine)
+    sock.shutdown(socket.SHUT_WR)
+    assert read_all(sock) == theirs
+
+
+def listen_first(sock: socket.socket, mine: bytes, theirs: bytes) -> None:
+    """All of theirs, then all of mine, FIN."""
+    assert read_all(sock) == theirs
+    sock.sendall(mine)
+
+
+def listen_slowly(sock: socket.socket, mine: bytes, theirs: bytes) -> None:
+    """All of theirs, with a small buffer and pauses, then all of mine, FIN."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    got = bytearray()
+    while chunk := sock.recv(1 << 16):
+        got += chunk
+        time.sleep(0.0005)  # the reader is slow: that is what is tested
+    assert bytes(got) == theirs
+    sock.sendall(mine)
+
+
+def both_at_once(sock: socket.socket, mine: bytes, theirs: bytes) -> None:
+    """Mine and theirs at the same time."""
+
+    def send() -> None:
+        sock.sendall(mine)
+        sock.shutdown(socket.SHUT_WR)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    got = read_all(sock)
+    sender.join()
+    assert got == theirs
+
+
+def turns(sock: socket.socket, mine: bytes, theirs: bytes) -> None:
+    """Small pieces in turn; every piece is awaited."""
+    for _ in range(20):
+        sock.sendall(mine[:100])
+        assert read_exactly(sock, len(theirs[:100])) == theirs[:100]
+
+
+def idle_then_speak(sock: socket.socket, mine: bytes, theirs: bytes) -> None:
+    """Nothing for a while, then all of mine, FIN, then all of theirs."""
+    time.sleep(0.3)  # silence is what is tested
+    speak_first(sock, mine, theirs)
+
+
+def reset(sock: socket.socket, mine: bytes, theirs: bytes) -> None:
+    """RST, once both ends are known to be there."""
+    assert read_exactly(sock, 1) == b"!"
+    reset_on_close(sock)
+
+
+def be_reset(sock: socket.socket, mine: bytes, theirs: bytes) -> None:
+    """The other's RST, not a FIN."""
+    sock.sendall(b"!")
+    try:
+        read_all(sock)
+    except ConnectionResetError:
+        return
+    raise AssertionError("FIN, where the other end has reset")
+
+
+Part = Callable[[socket.socket, bytes, bytes], None]
+# (what the client does, what the server does)
+SHAPES: tuple[tuple[Part, Part], ...] = (
+    (speak_first, listen_first),
+    (listen_first, speak_first),
+    (both_at_once, both_at_once),
+    (turns, turns),
+    (reset, be_reset),
+    (be_reset, reset),
+    (speak_first, listen_slowly),
+    (listen_slowly, speak_first),
+    (idle_then_speak, listen_first),
+)
+
+
+def script(seed: int) -> tuple[tuple[Part, Part], bytes, bytes]:
+    """What both ends of connection `seed` know: the shape, the client's bytes, the server's."""
+    dice = random.Random(seed)
+    shape = dice.choice(SHAPES)
+    largest = 5.0 if listen_slowly in shape else 6.1 if dice.random() < 0.98 else 7.2
+    sizes = [min(LARGEST, int(10 ** dice.uniform(0, largest))) if dice.random() < 0.9 else 0 for _ in range(2)]
+    return shape, dice.randbytes(sizes[0]), dice.randbytes(sizes[1])
+
+
+def converse(
+    client_at: str, server_at: str, ip: str, port: int, count: int, at_once: int = 64, *, ip_listen: str | None = None
+) -> list[str]:
+    """`count` conversations of all shapes from one namespace to the other; what went wrong, at either end."""
+    failures: list[str] = []
+
+    def serve_one(sock: socket.socket) -> None:
+        seed = -1
+        try:
+            with sock:
+                sock.settimeout(DEADLINE_S)
+                (seed,) = SEED.unpack(read_exactly(sock, SEED.size))
+                (_, part), theirs, mine = script(seed)
+                part(sock, mine, theirs)
+        except Exception as error:  # noqa: BLE001 - the test's own thread reports it
+            failures.append(f"server {seed}: {error!r}"[:300])
+
+    def serve(listener: socket.socket) -> None:
+        with ThreadPoolExecutor(at_once) as pool:
+            for _ in range(count):
+                try:
+                    pool.submit(serve_one, listener.accept()[0])
+                except TimeoutError:
+                    failures.append("server: accepted fewer")
+                    return
+
+    def play(seed: int) -> None:
+        (part, _), mine, theirs = script(seed)
+        try:
+            with client(client_at, ip, port) as sock:
+                sock.settimeout(DEADLINE_S)
+                sock.sendall(SEED.pack(seed))
+                part(sock, mine, theirs)
+        except Exception as error:  # noqa: BLE001 - as above
+            failures.append(f"client {seed} {part.__name__}: {error!r}"[:300])
+
+    with listen(server_at, ip_listen or ip, port) as server:
+        server.listen(512)
+        server.settimeout(DEADLINE_S)
+        serving = threading.Thread(target=serve, args=(server,))
+        serving.start()
+        with ThreadPoolExecutor(at_once) as pool:
+            list(pool.map(play, range(count)))
+        serving.join(DEADLINE_S)
+    return failures
