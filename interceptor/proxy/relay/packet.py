@@ -29,7 +29,7 @@ TCP_INFO_SIZE = 232  # struct tcp_info up to and with tcpi_snd_wnd (Linux 5.4)
 TCPI_OPT_TIMESTAMPS = 1
 TCP_ESTABLISHED = 1  # net/tcp_states.h
 TIMESTAMPS_SIZE = 12
-# The last acknowledgement may be lost: the other end repeats its FIN after its RTO, 200 ms and more (RFC 6298 with Linux's floor).
+# The last acknowledgement may be lost: the other end repeats its FIN after its RTO, 200 ms and more.
 LINGER_S = 1.0
 # Ends are not urgent; read together they cost one wake-up, not one each.
 BATCH_S = 0.01
