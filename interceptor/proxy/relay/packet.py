@@ -29,8 +29,11 @@ TCP_INFO_SIZE = 232  # struct tcp_info up to and with tcpi_snd_wnd (Linux 5.4)
 TCPI_OPT_TIMESTAMPS = 1
 TCP_ESTABLISHED = 1  # net/tcp_states.h
 TIMESTAMPS_SIZE = 12
-# The last acknowledgement may be lost: the other end repeats its FIN after its RTO, 200 ms and more.
-LINGER_S = 1.0
+# The last acknowledgement may be lost: the other end repeats its FIN after its RTO, 200 ms and more. As long the upstream
+# socket stays, for its port: an application that got it would be mistaken for the flow.
+LINGER_S = 0.5
+# A RST is believed when nobody has answered it for so long.
+RST_LINGER_S = 1.0
 # Ends are not urgent; read together they cost one wake-up, not one each.
 BATCH_S = 0.01
 # By then the server has long answered (or connect() is still trying): whose answer took another way shows.
@@ -71,7 +74,7 @@ class Spliced:
 class PacketSplicer:
     """All spliced flows of one proxy process.
 
-    on_ended: the flow is over; its sockets are closed.
+    on_ended: the flow is over; its sockets are the splicer's to close.
     on_refused: it could not be spliced, for this reason; both sockets are the caller's again, ordinary ones.
     idle_timeout_s: None, or after how long without a packet a flow is reset.
     """
@@ -97,7 +100,8 @@ class PacketSplicer:
         self._conntrack = Conntrack()
         self._spliced: dict[int, Spliced] = {}
         self._checks: deque[tuple[float, int]] = deque()
-        self._buried: deque[tuple[float, int]] = deque()
+        self._resets: deque[tuple[float, int]] = deque()
+        self._buried: deque[tuple[float, Spliced]] = deque()
         self._read_at: float | None = None
         self._sweep_at = time.monotonic() + SWEEP_S
 
@@ -190,7 +194,7 @@ class PacketSplicer:
 
     def timeout_s(self) -> float | None:
         """In how many seconds `on_timer` wants to be called; None for never."""
-        times = [queue[0][0] for queue in (self._checks, self._buried) if queue]
+        times = [queue[0][0] for queue in (self._checks, self._resets, self._buried) if queue]
         if self._read_at is not None:
             times.append(self._read_at)
         if self._idle_ns is not None and self._spliced:
@@ -204,6 +208,8 @@ class PacketSplicer:
             self._read_events()
         while self._checks and self._checks[0][0] <= now:
             self._check_armed(self._checks.popleft()[1])
+        while self._resets and self._resets[0][0] <= now:
+            self._check_reset(self._resets.popleft()[1])
         while self._buried and self._buried[0][0] <= now:
             self._bury(self._buried.popleft()[1])
         if self._idle_ns is not None and self._sweep_at <= now:
@@ -227,10 +233,10 @@ class PacketSplicer:
                 self._refuse(spliced, layout.REFUSALS[event.reason])
             elif event.ends & layout.RST:
                 # Not believed at once: a forged RST is answered, and the flow goes on (RFC 5961 3).
-                self._buried.append((time.monotonic() + LINGER_S, event.flow))
+                self._resets.append((time.monotonic() + RST_LINGER_S, event.flow))
             else:
                 self._end(spliced, Ended(event.sent, event.received, event.ended_ns / 1e9, Ends(event.ends)))
-                self._buried.append((time.monotonic() + LINGER_S, event.flow))
+                self._buried.append((time.monotonic() + LINGER_S, spliced))
 
     def _refuse(self, spliced: Spliced, reason: str) -> None:
         del self._spliced[spliced.flow_id]
@@ -242,7 +248,6 @@ class PacketSplicer:
     def _end(self, spliced: Spliced, ended: Ended) -> None:
         del self._spliced[spliced.flow_id]
         close_silently(spliced.client)
-        close_silently(spliced.upstream)
         self._on_ended(spliced, ended)
 
     def _check_armed(self, flow_id: int) -> None:
@@ -257,14 +262,16 @@ class PacketSplicer:
         else:
             self._checks.append((time.monotonic() + ARM_CHECK_S, flow_id))
 
-    def _bury(self, flow_id: int) -> None:
+    def _check_reset(self, flow_id: int) -> None:
         spliced = self._spliced.get(flow_id)
-        if spliced is not None:
-            ended = self._final(flow_id)
-            if ended is None:
-                return
+        ended = self._final(flow_id) if spliced is not None else None
+        if spliced is not None and ended is not None:
             self._end(spliced, ended)
-        self._forget(flow_id)
+            self._bury(spliced)
+
+    def _bury(self, spliced: Spliced) -> None:
+        self._forget(spliced.flow_id)
+        close_silently(spliced.upstream)
 
     def _final(self, flow_id: int) -> Ended | None:
         """How a flow with a RST ended; None when it goes on all the same."""
@@ -275,7 +282,7 @@ class PacketSplicer:
         entry = layout.unpack_flow(raw)
         up, down = self._path(entry.client), self._path(entry.server)
         last_ns = max(up.seen_ns if up else 0, down.seen_ns if down else 0)
-        if last_ns > entry.ended_ns + int(LINGER_S / 2 * 1e9):
+        if last_ns > entry.ended_ns + int(RST_LINGER_S / 2 * 1e9):
             alive = bytearray(raw)
             alive[layout.FLOW_STATE_AT] = State.ARMED
             alive[layout.FLOW_ENDS_AT] &= ~layout.RST & 0xFF
