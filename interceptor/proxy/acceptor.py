@@ -99,6 +99,7 @@ class Acceptor:
             self._refuse(sock, client, destination, NoOriginalDst.reason, errno_name(error.errno or 0))
             return
         if destination[1] == runtime.settings.probe_port:
+            runtime.relay.abandon(sock)
             ProbeAnswer(runtime.loop, sock, self.listener, client, destination)
             return
         admit = runtime.hooks.admit

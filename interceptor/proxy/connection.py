@@ -203,6 +203,8 @@ class Connection:
         loop = self._acceptor.runtime.loop
         if self.running is not None:
             self.running.stop()
+        else:
+            self._acceptor.runtime.relay.abandon(self.client)
         # The side that is not broken gets what the other had sent; whichever we break ourselves does not.
         for sock, its_failure in ((self.client, CLIENT_FAILED), (self.upstream, UPSTREAM_FAILED)):
             if sock is None:
@@ -233,10 +235,12 @@ class Connection:
     def _report(self) -> None:
         acceptor, running, owner, process = self._acceptor, self.running, self._owner, self._process
         runtime = acceptor.runtime
-        duration_s = time.monotonic() - self.start
+        now = time.monotonic()
+        ended_at = running.ended_at if running is not None else None
+        duration_s = (now if ended_at is None else ended_at) - self.start
         runtime.record(
             Flow(
-                time.time() - duration_s,
+                time.time() - (now - self.start),
                 "tcp",
                 acceptor.direction,
                 acceptor.listener,
@@ -251,7 +255,7 @@ class Connection:
                 owner.uid if owner is not None else None,
                 process.pid if process is not None else None,
                 process.command if process is not None else None,
-                runtime.relay.name if running is not None else None,
+                running.name if running is not None else None,
             )
         )
         self.running = None

@@ -72,6 +72,7 @@ class Counters:
     refused: Counter[str] = field(default_factory=Counter)  # by reason: direct_dial, no_conntrack_entry, ...
     accept_errors: Counter[str] = field(default_factory=Counter)  # by errno name
     ended: Counter[str] = field(default_factory=Counter)  # by reason
+    not_spliced: Counter[str] = field(default_factory=Counter)  # by reason: flows that the packet relay left to splice
     owners_skipped: int = 0  # flows without a uid because looking them all up would have cost too much
 
     def as_json(self) -> dict[str, int | dict[str, int]]:

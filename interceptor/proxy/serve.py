@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 from interceptor.proxy.flow_log import FlowLog
 from interceptor.proxy.listeners import BoundListener, open_for_workers, with_own_view
+from interceptor.proxy.relay import packet_attach
+from interceptor.proxy.relay.packet_table import FlowTable
 from interceptor.proxy.server import Proxy
 from interceptor.proxy.settings import ProxySettings
 from interceptor.proxy.shared_counters import Numbers
@@ -24,14 +26,16 @@ def serve(settings: ProxySettings, workers: int, flows: int, on_ready: Callable[
     Raises ProxyError when a port cannot be had.
     """
     listeners = open_for_workers(settings, workers)
+    # Before the workers are forked, and before privileges are dropped.
+    attached = packet_attach.attach(workers) if settings.relay == "packet" else None
     if workers == 1:
-        return 0, _serve_here(settings, listeners[0], flows, on_ready, None)
+        return 0, _serve_here(settings, listeners[0], flows, on_ready, None, attached)
 
     def serve_as(link: Link) -> int:
         for theirs in (*listeners[: link.index], *listeners[link.index + 1 :]):
             for each in theirs:
                 each.close()
-        _serve_here(settings, with_own_view(listeners[link.index]), flows, link.say_ready, link)
+        _serve_here(settings, with_own_view(listeners[link.index]), flows, link.say_ready, link, attached)
         return 0
 
     def let_go() -> None:
@@ -44,9 +48,15 @@ def serve(settings: ProxySettings, workers: int, flows: int, on_ready: Callable[
 
 
 def _serve_here(
-    settings: ProxySettings, listeners: list[BoundListener], flows: int, on_ready: Callable[[], None], link: Link | None
+    settings: ProxySettings,
+    listeners: list[BoundListener],
+    flows: int,
+    on_ready: Callable[[], None],
+    link: Link | None,
+    attached: packet_attach.Attached | None,
 ) -> Numbers:
-    proxy = Proxy(settings, listeners, lambda flow: log.write(flow.to_json()))
+    flow_table = None if attached is None else FlowTable(attached, 0 if link is None else link.index)
+    proxy = Proxy(settings, listeners, lambda flow: log.write(flow.to_json()), flow_table=flow_table)
     log = FlowLog(flows, proxy.later, alone=link is None)
 
     def counted() -> Numbers:

@@ -17,7 +17,9 @@ from interceptor.proxy.identity import CAP_NET_ADMIN, become
 from interceptor.proxy.listeners import BoundListener, open_listeners
 from interceptor.proxy.loop import Loop
 from interceptor.proxy.owners import Owners
-from interceptor.proxy.relay.choice import choose, open_relay
+from interceptor.proxy.relay.choice import open_relay
+from interceptor.proxy.relay.packet import PacketRelay
+from interceptor.proxy.relay.packet_table import FlowTable
 from interceptor.proxy.runtime import Runtime
 from interceptor.proxy.session import Event
 from interceptor.proxy.settings import ProxySettings
@@ -39,13 +41,14 @@ class Proxy:
         listeners: list[BoundListener],
         on_flow: Callable[[Flow], None],
         open_socket: OpenSocket = SocketType,
+        flow_table: FlowTable | None = None,
     ) -> None:
         self._loop = Loop()
         self._loop.on_wakeup = self._told_to_stop
         self._listeners = listeners
         self._settings = settings
         view = listeners[0].view
-        relay = open_relay(choose(settings.relay).name, self._loop)
+        relay = open_relay(settings.relay, self._loop, flow_table)
         self._runtime = Runtime(settings, self._loop, view, relay, open_socket, on_flow, Owners(view))
         self._sweep = Sweep(self._loop, settings.connect_timeout_s, settings.idle_timeout_s)
         self._own_ports = settings.own_ports | {bound.listener.port for bound in listeners}
@@ -58,6 +61,9 @@ class Proxy:
     @property
     def counters(self) -> Counters:
         """What was counted so far."""
+        relay = self._runtime.relay
+        if isinstance(relay, PacketRelay):
+            self._runtime.counters.not_spliced = relay.refused
         return self._runtime.counters
 
     @property
@@ -88,6 +94,8 @@ class Proxy:
             with self._signals():
                 if self._settings.run_as is not None:
                     become(*self._settings.run_as, frozenset({CAP_NET_ADMIN} if self._settings.needs_net_admin else ()))
+                if isinstance(self._runtime.relay, PacketRelay):
+                    self._runtime.relay.serve(self._listeners, self.hooks)
                 for bound in self._listeners:
                     self._serve(bound)
                 on_ready()

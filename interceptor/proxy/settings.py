@@ -11,7 +11,7 @@ Mode: TypeAlias = Literal["redirect", "tproxy"]
 # "dual" is one IPv6 socket that takes v4-mapped peers too.
 ListenFamily: TypeAlias = Literal["v4", "v6", "dual"]
 # "auto" takes the cheapest that works here (relay/choice.py).
-RelayName: TypeAlias = Literal["auto", "splice", "copy"]
+RelayName: TypeAlias = Literal["auto", "packet", "splice", "copy"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,5 +58,5 @@ class ProxySettings:
 
     @property
     def needs_net_admin(self) -> bool:
-        """Whether sockets opened while running need CAP_NET_ADMIN (SO_MARK, IP_TRANSPARENT)."""
-        return self.original_source or self.upstream_mark is not None or bool(self.udp_listeners)
+        """Whether sockets opened while running need CAP_NET_ADMIN (SO_MARK, IP_TRANSPARENT, TCP_REPAIR)."""
+        return self.original_source or self.upstream_mark is not None or bool(self.udp_listeners) or self.relay == "packet"

@@ -76,7 +76,7 @@ class Sweep:
                 connection.moved_at = now
             elif self._idle_timeout_s is not None and now - connection.moved_at >= self._idle_timeout_s:
                 connection.feed(Event.TIME_UP)
-            elif not connection.lasts:
+            elif not connection.lasts and connection.running.asks_peers:
                 connection.lasts = True
                 with suppress(OSError):  # reset meanwhile: the relay is about to report it
                     notice_dead_peer(connection.client)

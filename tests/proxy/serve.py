@@ -8,6 +8,8 @@ import sys
 from typing import Any
 
 from interceptor.errors import InterceptorError
+from interceptor.proxy.relay import packet_attach
+from interceptor.proxy.relay.packet_table import FlowTable
 from interceptor.proxy.serve import serve
 from interceptor.proxy.server import Proxy, open_listeners
 from interceptor.proxy.settings import Listener, ProxySettings
@@ -31,7 +33,9 @@ def main(text: str) -> None:
         code, counted = serve(settings, workers, sys.stdout.fileno(), lambda: print("ready", flush=True))
         print(json.dumps({"counters": counted}), flush=True)
         sys.exit(code)
-    proxy = Proxy(settings, open_listeners(settings), lambda flow: print(flow.to_json(), flush=True))
+    listeners = open_listeners(settings)
+    table = FlowTable(packet_attach.attach(), 0) if settings.relay == "packet" else None
+    proxy = Proxy(settings, listeners, lambda flow: print(flow.to_json(), flush=True), flow_table=table)
     proxy.run(lambda: print("ready", flush=True))
     print(json.dumps({"counters": proxy.counters.as_json()}), flush=True)
 

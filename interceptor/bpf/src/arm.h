@@ -79,12 +79,12 @@ INLINE u8 obstacle(const struct accepted *client, const struct flow *flow, const
 	return 0;
 }
 
-INLINE void refuse(struct flow *flow, u64 id, u8 reason)
+/* User space finds out when B is connected, and relays. */
+INLINE void refuse(struct flow *flow, u8 reason)
 {
 	flow->state = REFUSED;
 	flow->reason = reason;
 	bpf_map_delete_elem(&paths, &flow->server);
-	report(flow, id, EVENT_REFUSED, 0, 0);
 }
 
 /* The two directions as map entries. `clock` is what B's timestamps are by now, `shown` what A's are. */
@@ -148,7 +148,7 @@ INLINE void arm(struct __sk_buff *skb, const struct packet *packet, u64 id, stru
 	read_syn_options(skb, packet, &server, family);
 	reason = obstacle(client, flow, packet, &server);
 	if (reason || !client) {
-		refuse(flow, id, reason);
+		refuse(flow, reason);
 		return;
 	}
 	/* On lo the client's packets have been translated by conntrack when we see them, A's own are translated back: only
@@ -160,7 +160,7 @@ INLINE void arm(struct __sk_buff *skb, const struct packet *packet, u64 id, stru
 	flow->server_window = packet->window;
 	flow->server_scale = server.scale;
 	if (make_paths(client, flow, id, packet, &server) || bpf_map_update_elem(&silent, &flow->client_cookie, &id, BPF_ANY)) {
-		refuse(flow, id, MAP_FULL);
+		refuse(flow, MAP_FULL);
 		return;
 	}
 	flow->state = ARMED;

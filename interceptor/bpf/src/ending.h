@@ -31,7 +31,7 @@ INLINE void end_flow(struct flow *flow, u64 id)
 		return;
 	flow->state = ENDED;
 	flow->ended_ns = bpf_ktime_get_ns();
-	report(flow, id, EVENT_ENDED, content_bytes(bpf_map_lookup_elem(&paths, &flow->client), flow, UP),
+	report(flow, id, content_bytes(bpf_map_lookup_elem(&paths, &flow->client), flow, UP),
 	       content_bytes(bpf_map_lookup_elem(&paths, &flow->server), flow, DOWN));
 }
 

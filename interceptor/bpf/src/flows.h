@@ -96,7 +96,8 @@ struct flow {
 	u8 asked, state, reason, ends;
 	u8 is_open;		/* the client has its window */
 	u8 server_scale;
-	u8 pad[3];
+	u8 worker;		/* whose ring hears of the end; from user space */
+	u8 pad[2];
 };
 
 /* enum of struct path.state */
@@ -117,35 +118,31 @@ struct path {
 	u8 has_timestamps, is_closing, from_loopback, pad;
 };
 
-/* To user space. */
-enum { EVENT_REFUSED = 1, EVENT_ENDED = 2 };
+/* To user space: a flow has ended. */
 struct event {
 	u64 flow;
 	u64 bytes[2];
 	u64 ended_ns;
-	u32 kind, reason, ends, pad;
+	u32 ends, pad;
 };
 
 MAP(listeners, HASH, 4, 4, 64);	/* port -> limit of what is accepted there */
 MAP(accepted, LRU_HASH, 8, sizeof(struct accepted), 65536);
 MAP(flows, HASH, 8, sizeof(struct flow), 65536);
 MAP(paths, HASH, sizeof(struct tuple), sizeof(struct path), 131072);
-MAP(silent, HASH, 8, 8, 65536);	/* A's cookie -> flow, once armed */
+MAP(silent, HASH, 8, 8, 65536);	/* cookie of A, or of who keeps B's port -> flow, once armed */
 /* Programs on their own, so that the verifier has less to follow at once: user space puts them here. */
 enum { UNUSUAL = 0 };
 MAP(tails, PROG_ARRAY, 4, 4, 4);
-struct map_def SEC("maps") events = {BPF_MAP_TYPE_RINGBUF, 0, 0, 1 << 20, 0};
+MAP(rings, ARRAY_OF_MAPS, 4, 4, 64); /* worker -> its ring buffer */
 
-INLINE void report(const struct flow *flow, u64 id, u32 kind, u64 up, u64 down)
+INLINE void report(const struct flow *flow, u64 id, u64 up, u64 down)
 {
-	struct event event = {
-		.flow = id,
-		.bytes = {up, down},
-		.ended_ns = flow->ended_ns,
-		.kind = kind,
-		.reason = flow->reason,
-		.ends = flow->ends,
-	};
-	/* A client waits behind a refusal. An end can wait: the reader is woken for the first, and takes the rest with it. */
-	bpf_ringbuf_output(&events, &event, sizeof(event), kind == EVENT_REFUSED ? BPF_RB_FORCE_WAKEUP : 0);
+	u32 worker = flow->worker;
+	void *ring = bpf_map_lookup_elem(&rings, &worker);
+	struct event event = {.flow = id, .bytes = {up, down}, .ended_ns = flow->ended_ns, .ends = flow->ends};
+
+	/* Wakes the reader for the first of those that it has not read yet: ends in a row cost one wake-up. */
+	if (ring)
+		bpf_ringbuf_output(ring, &event, sizeof(event), 0);
 }

@@ -102,13 +102,26 @@ INLINE int from_accepted(struct __sk_buff *skb, const struct packet *packet, str
 	return limit_window(skb, packet, client, family);
 }
 
+/* A silent socket has one thing to say: that the proxy gives the flow up. Its RST gets the sequence number that the peer
+ * expects now (RFC 5961 3.2), which the socket has not heard of. */
+INLINE int give_up(struct __sk_buff *skb, const struct packet *packet, const struct tuple *answers, const int family)
+{
+	struct path *path = bpf_map_lookup_elem(&paths, answers);
+
+	if (!path || !(packet->flags & RST))
+		return DROP;
+	return rewrite(skb, packet, path->acked, 0, family);
+}
+
 /* B's own packets once the flow is armed: what it forwards for the client, and the end of its handshake. */
 INLINE int from_armed_upstream(struct __sk_buff *skb, const struct packet *packet, u64 id, struct flow *flow, const int family)
 {
 	struct path *down = bpf_map_lookup_elem(&paths, &flow->server);
 	struct path *up = bpf_map_lookup_elem(&paths, &flow->client);
 
-	if (!down || !up || packet->flags & RST)
+	if (packet->flags & RST)
+		return give_up(skb, packet, &flow->server, family);
+	if (!down || !up)
 		return DROP;
 	if (packet->payload || packet->flags & FIN) {
 		if (!is_after(end_of(packet), down->acked))
@@ -136,7 +149,7 @@ INLINE int from_upstream(struct __sk_buff *skb, const struct packet *packet, u64
 	if (packet->flags & SYN)
 		record_syn(skb, packet, id, flow, family);
 	else if (!(packet->flags & RST))
-		refuse(flow, id, ROUTE);
+		refuse(flow, ROUTE);
 	return NEXT;
 }
 
@@ -145,14 +158,20 @@ INLINE int from_proxy(struct __sk_buff *skb, struct packet *packet, const int fa
 	u64 cookie = bpf_get_socket_cookie(skb);
 	struct accepted *client;
 	struct flow *flow;
+	u64 *id;
 
 	if (!cookie)
 		return NEXT;
 	flow = bpf_map_lookup_elem(&flows, &cookie);
 	if (flow)
 		return from_upstream(skb, packet, cookie, flow, family);
-	if (bpf_map_lookup_elem(&silent, &cookie))
-		return DROP;
+	id = bpf_map_lookup_elem(&silent, &cookie);
+	if (id) {
+		flow = bpf_map_lookup_elem(&flows, id);
+		if (!flow)
+			return DROP;
+		return give_up(skb, packet, flow->client_cookie == cookie ? &flow->client : &flow->server, family);
+	}
 	if ((packet->flags & (SYN | ACK)) == (SYN | ACK)) {
 		struct bpf_sock *sock = skb->sk;
 		u32 port, *limit;

@@ -52,14 +52,12 @@ INLINE void reverse(struct tuple *to, const struct tuple *from)
 	to->dport = from->sport;
 }
 
-/* The first `size` bytes of the packet, in one piece; NULL when there are fewer. */
-INLINE void *headers(struct __sk_buff *skb, u32 size)
+/* Have the first `size` bytes of the packet in one piece. The caller compares with data_end all the same: the verifier wants
+ * to see it. */
+INLINE void pull_headers(struct __sk_buff *skb, u32 size)
 {
-	if (skb->data + size > skb->data_end) {
-		if (bpf_skb_pull_data(skb, size) || skb->data + size > skb->data_end)
-			return 0;
-	}
-	return (void *)(long)skb->data;
+	if ((void *)(long)skb->data + size > (void *)(long)skb->data_end)
+		bpf_skb_pull_data(skb, size);
 }
 
 /* Which of the two families, or -1. */
@@ -73,13 +71,14 @@ INLINE int family_of(struct __sk_buff *skb)
 /* Fill `packet`; 0 when it is a TCP packet that can be translated. */
 INLINE int read_packet(struct __sk_buff *skb, struct packet *packet, const int family)
 {
-	void *start = headers(skb, L4(family) + sizeof(struct tcphdr));
-	void *end = (void *)(long)skb->data_end;
+	void *start, *end;
 	struct segment *segment;
 	u32 length;
 
-	/* The verifier wants to see the comparison with data_end. */
-	if (!start || start + L4(family) + sizeof(struct tcphdr) > end)
+	pull_headers(skb, L4(family) + sizeof(struct tcphdr));
+	start = (void *)(long)skb->data;
+	end = (void *)(long)skb->data_end;
+	if (start + L4(family) + sizeof(struct tcphdr) > end)
 		return -1;
 	if (family == IPV6) {
 		struct ipv6hdr *ip = start + L3;

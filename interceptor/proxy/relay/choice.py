@@ -7,6 +7,8 @@ from typing import NamedTuple, get_args
 from interceptor.proxy.loop import Loop
 from interceptor.proxy.relay.base import Relay
 from interceptor.proxy.relay.copy import CopyRelay
+from interceptor.proxy.relay.packet import PacketRelay
+from interceptor.proxy.relay.packet_table import FlowTable
 from interceptor.proxy.relay.splice import SpliceRelay
 from interceptor.proxy.settings import RelayName
 
@@ -27,6 +29,9 @@ def choose(wanted: RelayName) -> Choice:
     return Choice(wanted, "--relay")
 
 
-def open_relay(name: str, loop: Loop) -> Relay:
-    """The relay called `name`, on `loop`."""
-    return CopyRelay(loop) if name == "copy" else SpliceRelay(loop)
+def open_relay(name: RelayName, loop: Loop, flow_table: FlowTable | None) -> Relay:
+    """The relay called `name`, on `loop`; `flow_table` for packet, which auto takes when there is one."""
+    if name == "copy":
+        return CopyRelay(loop)
+    splice = SpliceRelay(loop)
+    return splice if flow_table is None or name == "splice" else PacketRelay(loop, flow_table, splice)

@@ -11,7 +11,7 @@ import struct
 from dataclasses import dataclass, field
 
 from interceptor.bpf import links, programs
-from interceptor.bpf.maps import Map
+from interceptor.bpf.maps import RINGBUF, Map, MapDefinition, create_map
 from interceptor.bpf.ringbuf import RingBuffer
 from interceptor.bpf.syscall import BpfError
 from interceptor.proxy.relay import packet_layout as layout
@@ -20,6 +20,7 @@ LOOPBACK = 1  # LOOPBACK_IFINDEX, include/net/net_namespace.h
 SIOCGIFMTU, SIOCGIFHWADDR = 0x8921, 0x8927  # linux/sockios.h
 ARPHRD_ETHER = 1  # linux/if_arp.h
 NAME_SIZE = 16  # IFNAMSIZ
+RING_SIZE = 1 << 20  # 20,000 ends; the reader is told of the first
 UNUSUAL = 0  # flows.h: the place of program `unusual` in `tails`
 RTM_SETLINK, IFLA_AF_SPEC, IFLA_INET_CONF = 19, 26, 1  # linux/rtnetlink.h, linux/if_link.h
 NLM_F_REQUEST, NLM_F_ACK, NLMSG_ERROR = 1, 4, 2
@@ -40,6 +41,8 @@ class Attached:
     """The loaded programs and where they are."""
 
     loaded: programs.Loaded
+    rings: tuple[Map, ...]  # one for each worker
+    mtu: int = 1500  # the smallest of the devices'
     links: dict[int, tuple[links.Link, ...]] = field(default_factory=dict)  # by interface
 
     @property
@@ -47,9 +50,9 @@ class Attached:
         """The maps by their names in flows.h."""
         return self.loaded.maps
 
-    def events(self) -> RingBuffer:
-        """What the programs report."""
-        return RingBuffer(self.maps["events"])
+    def events(self, worker: int) -> RingBuffer:
+        """What the programs report to this worker."""
+        return RingBuffer(self.rings[worker])
 
     def attach(self, device: Device) -> None:
         """See the packets of `device`. Raises BpfError."""
@@ -65,23 +68,31 @@ class Attached:
         for each in self.links.values():
             for link in each:
                 link.close()
+        for ring in self.rings:
+            ring.close()
         self.loaded.close()
 
 
-def attach() -> Attached:
-    """Load and attach in the current network namespace. Raises BpfError, with nothing left attached."""
+def attach(workers: int = 1) -> Attached:
+    """Load and attach in the current network namespace, once for all worker processes. Raises BpfError, with nothing left.
+
+    Call it before the workers are forked: they share the maps, and a worker's flows outlive it while the descriptors do.
+    """
     source = programs.bundled("packet")
     for name, size in layout.SIZES.items():
         if source.maps[name].value_size != size:
             raise BpfError(f"BPF map {name}: values of {source.maps[name].value_size} bytes, not {size}: another build")
-    attached = Attached(programs.load(source))
+    rings = tuple(create_map(MapDefinition("ended", RINGBUF, 0, 0, RING_SIZE)) for _ in range(workers))
+    attached = Attached(programs.load(source, reuse={"rings": create_map(source.maps["rings"], rings[0])}), rings)
     try:
-        attached.maps["tails"].update(
-            struct.pack("=I", UNUSUAL), struct.pack("=I", attached.loaded.programs["unusual"].descriptor)
-        )
+        for worker, ring in enumerate(rings):
+            attached.maps["rings"].update(struct.pack("=I", worker), struct.pack("=I", ring.descriptor))
+        unusual = attached.loaded.programs["unusual"].descriptor
+        attached.maps["tails"].update(struct.pack("=I", UNUSUAL), struct.pack("=I", unusual))
         attached.attach_loopback()
         for device in devices():
             attached.attach(device)
+        attached.mtu = min((device.mtu for device in devices()), default=attached.mtu)
         allow_loopback_sources()
     except (OSError, BpfError):
         attached.close()

@@ -11,19 +11,19 @@ from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from typing import NamedTuple
 
-from interceptor.sockets import Address, unmapped
+from interceptor.sockets import Address, SockAddr, unmapped
 
 TUPLE = struct.Struct("!16s16sHH")
 TUPLE_SIZE = TUPLE.size
 COOKIE = struct.Struct("=Q")
 PORT = struct.Struct("=I")
 LIMIT = struct.Struct("=I")
-FLOW = struct.Struct("=QQQQ36s36sIIIIIIIHHHHBBBBBBBBB3x")
+FLOW = struct.Struct("=QQQQ36s36sIIIIIIIHHHHBBBBBBBBBB2x")
 PATH = struct.Struct("=QQQ36sIIIIIIIIIBBBBBBBx")
-EVENT = struct.Struct("=QQQQIIII")
+EVENT = struct.Struct("=QQQQI4x")
 ACCEPTED_SIZE = 96
 ACCEPTED_MODE_AT = 76
-FLOW_STATE_AT, FLOW_ENDS_AT = 144, 146
+FLOW_STATE_AT, FLOW_REASON_AT, FLOW_ENDS_AT = 144, 145, 146
 SIZES = {"flows": FLOW.size, "paths": PATH.size, "accepted": ACCEPTED_SIZE}
 MAPPED = b"\0" * 10 + b"\xff\xff"
 
@@ -73,18 +73,15 @@ REFUSALS = {
     6: "route",
     7: "map_full",
 }
-EVENT_REFUSED, EVENT_ENDED = 1, 2
 
 
 class Event(NamedTuple):
-    """struct event. Times are CLOCK_MONOTONIC nanoseconds."""
+    """struct event: a flow has ended. Times are CLOCK_MONOTONIC nanoseconds."""
 
     flow: int
     sent: int
     received: int
     ended_ns: int
-    kind: int
-    reason: int
     ends: int
 
 
@@ -94,8 +91,10 @@ class FlowEntry:
 
     client: bytes
     server: bytes
+    isn: int
     ifindex: int
     state: State
+    reason: int
     ends: Ends
     armed_ns: int
     ended_ns: int
@@ -119,7 +118,7 @@ def packed_ip(text: str) -> bytes:
     return MAPPED + bytes(map(int, text.split(".")))
 
 
-def pack_tuple(source: tuple[str, int], destination: tuple[str, int]) -> bytes:
+def pack_tuple(source: SockAddr, destination: SockAddr) -> bytes:
     """struct tuple of packets from `source` to `destination`."""
     return TUPLE.pack(packed_ip(source[0]), packed_ip(destination[0]), source[1], destination[1])
 
@@ -144,18 +143,18 @@ class Client(NamedTuple):
     scale: int
 
 
-def pack_flow(client: Client, asked: Asked) -> bytes:
+def pack_flow(client: Client, asked: Asked, worker: int) -> bytes:
     """A new struct flow."""
     addresses = (client.packets, bytes(TUPLE_SIZE))
-    return FLOW.pack(
-        client.cookie, 0, 0, 0, *addresses, *(0,) * 7, 0, 0, client.mss, client.window, client.scale, 0, 0, asked, *(0,) * 5
-    )
+    limits = (0, 0, client.mss, client.window)
+    return FLOW.pack(client.cookie, 0, 0, 0, *addresses, *(0,) * 7, *limits, client.scale, 0, 0, asked, *(0,) * 5, worker)
 
 
 def unpack_flow(raw: bytes) -> FlowEntry:
     """A struct flow that came back."""
-    cookie, _syn, armed, ended, client, server, _isn, _clock, _mark, ifindex, *_rest = FLOW.unpack(raw)
-    return FlowEntry(client, server, ifindex, State(raw[FLOW_STATE_AT]), Ends(raw[FLOW_ENDS_AT]), armed, ended, cookie)
+    cookie, _syn, armed, ended, client, server, isn, _clock, _mark, ifindex, *_rest = FLOW.unpack(raw)
+    state, reason, ends = State(raw[FLOW_STATE_AT]), raw[FLOW_REASON_AT], Ends(raw[FLOW_ENDS_AT])
+    return FlowEntry(client, server, isn, ifindex, state, reason, ends, armed, ended, cookie)
 
 
 def unpack_path(raw: bytes) -> PathEntry:
@@ -166,4 +165,4 @@ def unpack_path(raw: bytes) -> PathEntry:
 
 def unpack_event(raw: bytes) -> Event:
     """A struct event."""
-    return Event(*EVENT.unpack(raw)[:7])
+    return Event(*EVENT.unpack(raw))

@@ -1,20 +1,14 @@
-"""The packet driver in a pod, and conversations of every shape through it."""
+"""Conversations of every shape between two namespaces."""
 
 from __future__ import annotations
 
-import json
 import random
-import signal
 import socket
 import struct
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from typing import Any
 
 from interceptor.sockets import reset_on_close
 from tests.proxy.pods import client, listen
@@ -22,80 +16,6 @@ from tests.proxy.pods import client, listen
 DEADLINE_S = 60.0
 SEED = struct.Struct("!Q")
 LARGEST = 16 << 20
-
-
-class Driver:
-    """tests.proxy.packet_driver, running in a namespace."""
-
-    def __init__(self, where: str, settings: dict[str, Any]) -> None:
-        program = [sys.executable, "-m", "tests.proxy.packet_driver", json.dumps(settings)]
-        self.process = subprocess.Popen(["ip", "netns", "exec", where, *program], stdout=subprocess.PIPE, text=True)
-        self.flows: list[dict[str, Any]] = []
-        self.counters: dict[str, Any] = {}
-        assert self.process.stdout is not None
-        assert self.process.stdout.readline() == "ready\n"
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
-
-    def ended(self, count: int) -> list[dict[str, Any]]:
-        """The first `count` flows that ended, once there are as many."""
-        deadline = time.monotonic() + DEADLINE_S
-        while len(self.flows) < count:
-            assert time.monotonic() < deadline, f"{len(self.flows)} of {count} flows ended: {self.flows[-5:]}"
-            time.sleep(0.005)
-        return self.flows[:count]
-
-    def settled(self) -> dict[str, Any]:
-        """Its counters, once nothing is open and nothing left in the maps, or at the deadline."""
-        deadline = time.monotonic() + 10
-        while True:
-            counters = self.ask()
-            if (not counters["open"] and not any(counters["left"].values())) or time.monotonic() > deadline:
-                return counters
-            time.sleep(0.05)
-
-    def ask(self) -> dict[str, Any]:
-        """Its counters now."""
-        self.counters = {}
-        self.process.send_signal(signal.SIGUSR1)
-        deadline = time.monotonic() + DEADLINE_S
-        while not self.counters:
-            assert self.process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-        return self.counters
-
-    def kill(self) -> None:
-        """SIGKILL."""
-        self.process.kill()
-        self.process.wait()
-
-    def stop(self) -> None:
-        """SIGTERM."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-        self.process.wait(DEADLINE_S)
-        self._reader.join(DEADLINE_S)
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            answer = json.loads(line)
-            if "counters" in answer:
-                self.counters = answer["counters"]
-            else:
-                self.flows.append(answer)
-        self.process.stdout.close()
-
-
-@contextmanager
-def driver(where: str, **settings: Any) -> Iterator[Driver]:
-    """A driver in namespace `where`; stopped after the block."""
-    started = Driver(where, settings)
-    try:
-        yield started
-    finally:
-        started.stop()
 
 
 def read_all(sock: socket.socket) -> bytes:
