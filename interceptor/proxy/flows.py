@@ -77,7 +77,8 @@ class Counters:
 
     def as_json(self) -> dict[str, int | dict[str, int]]:
         """Plain values, for `json.dumps`."""
-        by_reason = {"refused": self.refused, "accept_errors": self.accept_errors, "ended": self.ended}
+        names = ("refused", "accept_errors", "ended", "not_spliced")
+        by_reason: dict[str, Counter[str]] = {name: getattr(self, name) for name in names}
         plain: dict[str, int | dict[str, int]] = {"accepted": self.accepted, "open": self.open}
         plain["owners_skipped"] = self.owners_skipped
         return plain | {name: dict(counted) for name, counted in by_reason.items()}

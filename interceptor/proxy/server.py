@@ -61,9 +61,6 @@ class Proxy:
     @property
     def counters(self) -> Counters:
         """What was counted so far."""
-        relay = self._runtime.relay
-        if isinstance(relay, PacketRelay):
-            self._runtime.counters.not_spliced = relay.refused
         return self._runtime.counters
 
     @property
@@ -95,7 +92,7 @@ class Proxy:
                 if self._settings.run_as is not None:
                     become(*self._settings.run_as, frozenset({CAP_NET_ADMIN} if self._settings.needs_net_admin else ()))
                 if isinstance(self._runtime.relay, PacketRelay):
-                    self._runtime.relay.serve(self._listeners, self.hooks)
+                    self._runtime.relay.serve(self._listeners, self.hooks, self.counters)
                 for bound in self._listeners:
                     self._serve(bound)
                 on_ready()

@@ -113,20 +113,24 @@ SHAPES: tuple[tuple[Part, Part], ...] = (
 )
 
 
-def script(seed: int) -> tuple[tuple[Part, Part], bytes, bytes]:
+NO_RESETS = tuple(shape for shape in SHAPES if reset not in shape)
+
+
+def script(seed: int, shapes: tuple[tuple[Part, Part], ...] = SHAPES) -> tuple[tuple[Part, Part], bytes, bytes]:
     """What both ends of connection `seed` know: the shape, the client's bytes, the server's."""
     dice = random.Random(seed)
-    shape = dice.choice(SHAPES)
+    shape = dice.choice(shapes)
     largest = 5.0 if listen_slowly in shape else 6.1 if dice.random() < 0.98 else 7.2
     sizes = [min(LARGEST, int(10 ** dice.uniform(0, largest))) if dice.random() < 0.9 else 0 for _ in range(2)]
     return shape, dice.randbytes(sizes[0]), dice.randbytes(sizes[1])
 
 
 def converse(
-    client_at: str, server_at: str, ip: str, port: int, count: int, at_once: int = 64, *, ip_listen: str | None = None
+    client_at: str, server_at: str, ip: str, port: int, count: int, at_once: int = 64, *, without_resets: bool = False
 ) -> list[str]:
     """`count` conversations of all shapes from one namespace to the other; what went wrong, at either end."""
     failures: list[str] = []
+    shapes = NO_RESETS if without_resets else SHAPES
 
     def serve_one(sock: socket.socket) -> None:
         seed = -1
@@ -134,7 +138,7 @@ def converse(
             with sock:
                 sock.settimeout(DEADLINE_S)
                 (seed,) = SEED.unpack(read_exactly(sock, SEED.size))
-                (_, part), theirs, mine = script(seed)
+                (_, part), theirs, mine = script(seed, shapes)
                 part(sock, mine, theirs)
         except Exception as error:  # noqa: BLE001 - the test's own thread reports it
             failures.append(f"server {seed}: {error!r}"[:300])
@@ -149,7 +153,7 @@ def converse(
                     return
 
     def play(seed: int) -> None:
-        (part, _), mine, theirs = script(seed)
+        (part, _), mine, theirs = script(seed, shapes)
         try:
             with client(client_at, ip, port) as sock:
                 sock.settimeout(DEADLINE_S)
@@ -158,7 +162,7 @@ def converse(
         except Exception as error:  # noqa: BLE001 - as above
             failures.append(f"client {seed} {part.__name__}: {error!r}"[:300])
 
-    with listen(server_at, ip_listen or ip, port) as server:
+    with listen(server_at, ip, port) as server:
         server.listen(512)
         server.settimeout(DEADLINE_S)
         serving = threading.Thread(target=serve, args=(server,))

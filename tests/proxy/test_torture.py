@@ -25,7 +25,7 @@ AT_ONCE = 64
 SEED = struct.Struct("!Q")
 # Most are small, one in a hundred is up to the largest.
 LARGE, LARGEST = 256 * 1024, 16 << 20
-RELAYS = ["splice", "copy"]
+RELAYS = ["packet", "splice", "copy"]
 NETS = pytest.mark.parametrize("net", [V4, V6], ids=["v4", "v6"])
 
 

@@ -15,6 +15,7 @@ from contextlib import suppress
 from select import EPOLLET, EPOLLIN
 from socket import SHUT_WR, SOCK_STREAM, SocketType
 
+from interceptor.proxy.flows import Counters
 from interceptor.proxy.hooks import Hooks
 from interceptor.proxy.listeners import BoundListener
 from interceptor.proxy.loop import Loop
@@ -45,7 +46,7 @@ class PacketRelay:
     """
 
     def __init__(self, loop: Loop, table: FlowTable, fallback: Relay) -> None:
-        self.refused: Counter[str] = Counter()
+        self._refused: Counter[str] = Counter()
         self.asks = Asked.HELD
         self.is_off = False
         self._loop = loop
@@ -59,8 +60,9 @@ class PacketRelay:
         self._is_reading = False
         loop.watch(table.ring.fileno(), EPOLLIN | EPOLLET, self._has_ended)
 
-    def serve(self, listeners: list[BoundListener], hooks: Hooks) -> None:
+    def serve(self, listeners: list[BoundListener], hooks: Hooks, counters: Counters) -> None:
         """Splice what these listeners accept, as far as `hooks` leave the flows as they are."""
+        self._refused = counters.not_spliced
         self.is_off = hooks.preface is not None
         if self.is_off:
             return
@@ -76,7 +78,7 @@ class PacketRelay:
         try:
             self._begun[client.fileno()] = self._table.begin(client, upstream, self.asks, limit_mss=_is_inward(upstream))
         except OSError:
-            self.refused["no_entry"] += 1
+            self._refused["no_entry"] += 1
         return b""
 
     def abandon(self, client: SocketType) -> None:
@@ -92,7 +94,7 @@ class PacketRelay:
             if reason is None:
                 running = self._running[flow_id] = Splicing(self, flow_id, client, upstream, edges)
                 return running
-            self.refused[reason] += 1
+            self._refused[reason] += 1
             self._table.forget([flow_id])
         self._table.release(client)
         return self._fallback.join(client, upstream, edges)

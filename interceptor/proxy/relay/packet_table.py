@@ -6,7 +6,7 @@ import errno
 import struct
 from collections.abc import Iterable
 from contextlib import suppress
-from socket import AF_INET, IPPROTO_TCP, SO_KEEPALIVE, SOL_SOCKET, TCP_INFO, TCP_MAXSEG, SocketType
+from socket import AF_INET, IPPROTO_TCP, SO_KEEPALIVE, SO_REUSEADDR, SOL_SOCKET, TCP_INFO, TCP_MAXSEG, SocketType
 from typing import NamedTuple
 
 from interceptor.bpf.ringbuf import RingBuffer
@@ -125,6 +125,8 @@ class FlowTable:
             with suppress(OSError):  # reset meanwhile: nobody waits
                 client.setsockopt(IPPROTO_TCP, TCP_REPAIR, 1)
                 client.setsockopt(IPPROTO_TCP, TCP_REPAIR, 0)
+                # Which repair has taken away: in TIME_WAIT it would keep the next proxy from the listener's port.
+                client.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
         self._accepted.delete(key)
 
     def forget(self, flows: Iterable[int], keepers: Iterable[int] = ()) -> None:
