@@ -13,10 +13,16 @@ INLINE void mark_closing(struct flow *flow)
 		down->is_closing = 1;
 }
 
+/* What is known of the ends, these bits included. */
+INLINE u32 add_ends(struct flow *flow, u32 bits)
+{
+	return __sync_fetch_and_or(&flow->ends, bits) | bits;
+}
+
 INLINE void note_fin(struct flow *flow, u32 direction, u32 behind)
 {
 	flow->fin[direction & 1] = behind;
-	flow->ends |= FIN_SEEN << direction;
+	add_ends(flow, FIN_SEEN << direction);
 	mark_closing(flow);
 }
 
@@ -27,7 +33,7 @@ INLINE u64 content_bytes(const struct path *path, const struct flow *flow, u32 d
 
 INLINE void end_flow(struct flow *flow, u64 id)
 {
-	if (flow->state == ENDED)
+	if (__sync_fetch_and_or(&flow->ends, REPORTED) & REPORTED)
 		return;
 	flow->state = ENDED;
 	flow->ended_ns = bpf_ktime_get_ns();
@@ -38,8 +44,10 @@ INLINE void end_flow(struct flow *flow, u64 id)
 /* A packet of a path with FIN or RST, or after the first of these. */
 INLINE void note_ending(const struct packet *packet, struct path *path)
 {
+	const u32 both_acked = FIN_ACKED << UP | FIN_ACKED << DOWN;
 	struct flow *flow = bpf_map_lookup_elem(&flows, &path->flow);
 	u32 direction = path->direction & 1, other = !direction;
+	u32 ends, more = 0;
 
 	if (!flow)
 		return;
@@ -48,9 +56,10 @@ INLINE void note_ending(const struct packet *packet, struct path *path)
 	/* As the other direction's sender counts. */
 	if (flow->ends & FIN_SEEN << other && packet->flags & ACK &&
 	    !is_after(flow->fin[other & 1], packet->ack + path->ack_delta))
-		flow->ends |= FIN_ACKED << other;
+		more |= FIN_ACKED << other;
 	if (packet->flags & RST)
-		flow->ends |= RST_SEEN << direction;
-	if (packet->flags & RST || (flow->ends & (FIN_ACKED << UP | FIN_ACKED << DOWN)) == (FIN_ACKED << UP | FIN_ACKED << DOWN))
+		more |= RST_SEEN << direction;
+	ends = add_ends(flow, more);
+	if (packet->flags & RST || (ends & both_acked) == both_acked)
 		end_flow(flow, path->flow);
 }

@@ -64,11 +64,12 @@ enum {
 	MAP_FULL = 7,
 };
 
-/* struct flow.ends: how each direction ended. Shifted by the direction. */
+/* struct flow.ends: how each direction ended. Shifted by the direction, but for the last. */
 enum {
 	FIN_SEEN = 1,
 	FIN_ACKED = 4,
 	RST_SEEN = 16,
+	REPORTED = 64,
 };
 enum { UP = 0, DOWN = 1 }; /* from client to server; from server to client */
 
@@ -87,17 +88,18 @@ struct flow {
 	u32 isn, clock, mark, ifindex;	/* of B's SYN, and where it left */
 	u32 server_isn;
 	u32 fin[2];		/* the sequence number behind each direction's FIN, as its sender counts */
+	u32 ends;		/* changed by atomic operations alone: the directions may be on two CPUs */
 	u16 mss;		/* of B's SYN */
 	u16 server_window;	/* of the SYN-ACK: not scaled */
 	u16 client_mss;		/* what A may send its client, from user space */
 	u16 client_window;	/* scaled by client_scale, from user space */
 	u8 client_scale;
 	u8 scale, options;	/* of B's SYN */
-	u8 asked, state, reason, ends;
+	u8 asked, state, reason;
 	u8 is_open;		/* the client has its window */
 	u8 server_scale;
 	u8 worker;		/* whose ring hears of the end; from user space */
-	u8 pad[2];
+	u8 pad[7];
 };
 
 /* enum of struct path.state */

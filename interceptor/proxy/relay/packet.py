@@ -93,6 +93,10 @@ class PacketRelay:
             reason = self._table.refusal(flow_id)
             if reason is None:
                 running = self._running[flow_id] = Splicing(self, flow_id, client, upstream, edges)
+                # A short flow may be over before we hear that its upstream is connected.
+                event = self._table.ended(flow_id)
+                if event is not None:
+                    self._note_end(running, event)
                 return running
             self._refused[reason] += 1
             self._table.forget([flow_id])
@@ -118,10 +122,12 @@ class PacketRelay:
     def stopped(self, running: Splicing) -> None:
         """`running` is over, or given up: its sockets are about to be closed, its entries are not needed any longer then."""
         self._running.pop(running.flow_id, None)
-        self._keepers += running.keepers
         if running.is_over:
-            self._loop_forget(running.flow_id)
+            # Before the sockets are closed: whoever got the upstream's port would find its entry in conntrack, and go around
+            # us. They are silent by themselves by now.
+            self._table.forget([running.flow_id], running.keepers)
         else:
+            self._keepers += running.keepers
             # Its sockets say RST now, whose sequence numbers the programs know.
             self._loop.later(LINGER_S, lambda: self._loop_forget(running.flow_id))
 
@@ -135,12 +141,14 @@ class PacketRelay:
         for record in self._table.ring.read():
             event = layout.unpack_event(record)
             running = self._running.get(event.flow)
-            if running is None:
-                continue
-            linger_s = RESET_LINGER_S if event.ends & layout.RST else LINGER_S
-            if not self._ending:
-                self._loop.later(linger_s, self._end)
-            self._ending.append((time.monotonic() + linger_s, running, event))
+            if running is not None:
+                self._note_end(running, event)
+
+    def _note_end(self, running: Splicing, event: layout.Event) -> None:
+        linger_s = RESET_LINGER_S if event.ends & layout.RST else LINGER_S
+        if not self._ending:
+            self._loop.later(linger_s, self._end)
+        self._ending.append((time.monotonic() + linger_s, running, event))
 
     def _end(self) -> None:
         now = time.monotonic()
@@ -197,11 +205,11 @@ class Splicing:
         for sock in (self._client, self._upstream):
             if loop.is_watched(sock.fileno()):
                 loop.watch_stream(sock.fileno(), _nothing)
-        fall_silent(self._client)
         if self._relay.asks is Asked.HELD:
             fall_silent(self._upstream)
         else:
             self._forward(first)
+        fall_silent(self._client)
 
     def stop(self) -> None:
         """See Running.stop."""
@@ -228,6 +236,7 @@ class Splicing:
             self._sent, self._received = counts.sent, counts.received
         self.ended_at = event.ended_ns / 1e9
         self.is_over = True
+        fall_silent(self._upstream)
         if ends & Ends.UP_RST:
             self._edges.feed(Event.CLIENT_FAILED, errno.ECONNRESET)
         elif ends & Ends.DOWN_RST:

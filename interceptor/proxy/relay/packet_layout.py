@@ -18,12 +18,12 @@ TUPLE_SIZE = TUPLE.size
 COOKIE = struct.Struct("=Q")
 PORT = struct.Struct("=I")
 LIMIT = struct.Struct("=I")
-FLOW = struct.Struct("=QQQQ36s36sIIIIIIIHHHHBBBBBBBBBB2x")
+FLOW = struct.Struct("=QQQQ36s36s8I4H9B7x")
 PATH = struct.Struct("=QQQ36sIIIIIIIIIBBBBBBBx")
 EVENT = struct.Struct("=QQQQI4x")
 ACCEPTED_SIZE = 96
 ACCEPTED_MODE_AT = 76
-FLOW_STATE_AT, FLOW_REASON_AT, FLOW_ENDS_AT = 144, 145, 146
+FLOW_ENDS_AT, FLOW_STATE_AT, FLOW_REASON_AT = 132, 148, 149
 SIZES = {"flows": FLOW.size, "paths": PATH.size, "accepted": ACCEPTED_SIZE}
 MAPPED = b"\0" * 10 + b"\xff\xff"
 
@@ -61,6 +61,7 @@ class Ends(IntFlag):
     DOWN_FIN_ACKED = 8
     UP_RST = 16
     DOWN_RST = 32
+    REPORTED = 64
 
 
 RST = Ends.UP_RST | Ends.DOWN_RST
@@ -147,7 +148,7 @@ def pack_flow(client: Client, asked: Asked, worker: int) -> bytes:
     """A new struct flow."""
     addresses = (client.packets, bytes(TUPLE_SIZE))
     limits = (0, 0, client.mss, client.window)
-    return FLOW.pack(client.cookie, 0, 0, 0, *addresses, *(0,) * 7, *limits, client.scale, 0, 0, asked, *(0,) * 5, worker)
+    return FLOW.pack(client.cookie, 0, 0, 0, *addresses, *(0,) * 8, *limits, client.scale, 0, 0, asked, *(0,) * 4, worker)
 
 
 def unpack_flow(raw: bytes) -> FlowEntry:

@@ -88,6 +88,14 @@ class FlowTable:
             max(up.seen_ns if up else 0, down.seen_ns if down else 0),
         )
 
+    def ended(self, flow_id: int) -> layout.Event | None:
+        """The event of a flow that is over already."""
+        raw = self._flows.lookup(layout.COOKIE.pack(flow_id))
+        if raw is None or raw[layout.FLOW_STATE_AT] != State.ENDED:
+            return None
+        entry, counts = layout.unpack_flow(raw), self.counts(flow_id)
+        return layout.Event(flow_id, counts.sent, counts.received, entry.ended_ns, entry.ends)
+
     def acknowledged(self, flow_id: int) -> int:
         """How many bytes (a FIN counts as one) the server has acknowledged."""
         raw = self._flows.lookup(layout.COOKIE.pack(flow_id))
@@ -102,7 +110,7 @@ class FlowTable:
         if raw is not None:
             alive = bytearray(raw)
             alive[layout.FLOW_STATE_AT] = State.ARMED
-            alive[layout.FLOW_ENDS_AT] &= ~layout.RST & 0xFF
+            alive[layout.FLOW_ENDS_AT] &= ~(layout.RST | Ends.REPORTED) & 0xFF
             self._flows.update(key, bytes(alive))
 
     def silence(self, sock: SocketType, flow_id: int) -> None:
