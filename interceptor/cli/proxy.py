@@ -89,7 +89,8 @@ def command(
         enter_for_good(locate(netns))
     names = ", ".join(str(listener) for listener in settings.listeners)
     count = workers or cpus.available()
-    relay = choose(settings.relay)
+    relay = choose(settings.relay, count)
+    settings = dataclasses.replace(settings, relay=relay.name)
 
     def announce() -> None:
         print(
@@ -98,7 +99,7 @@ def command(
             flush=True,
         )
 
-    code, counted = serve(settings, count, sys.stdout.fileno(), announce)
+    code, counted = serve(settings, count, sys.stdout.fileno(), announce, relay.attached)
     print(json.dumps(counted) if as_json else f"interceptor: {counted}", file=sys.stderr)
     return code
 

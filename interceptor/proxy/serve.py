@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from interceptor.proxy.flow_log import FlowLog
 from interceptor.proxy.listeners import BoundListener, open_for_workers, with_own_view
-from interceptor.proxy.relay import packet_attach
+from interceptor.proxy.relay.packet_attach import Attached
 from interceptor.proxy.relay.packet_table import FlowTable
 from interceptor.proxy.server import Proxy
 from interceptor.proxy.settings import ProxySettings
@@ -20,14 +20,15 @@ from interceptor.proxy.workers import PUBLISH_S, Link, Supervisor
 GC_THRESHOLD = 50_000
 
 
-def serve(settings: ProxySettings, workers: int, flows: int, on_ready: Callable[[], None]) -> tuple[int, Numbers]:
+def serve(
+    settings: ProxySettings, workers: int, flows: int, on_ready: Callable[[], None], attached: Attached | None = None
+) -> tuple[int, Numbers]:
     """Serve until told to stop; the exit code, and what was counted. `flows` is the descriptor for the records.
 
+    attached: the packet relay's programs, when `settings.relay` is packet; attached once, before the workers are forked.
     Raises ProxyError when a port cannot be had.
     """
     listeners = open_for_workers(settings, workers)
-    # Before the workers are forked, and before privileges are dropped.
-    attached = packet_attach.attach(workers) if settings.relay == "packet" else None
     if workers == 1:
         return 0, _serve_here(settings, listeners[0], flows, on_ready, None, attached)
 
@@ -53,7 +54,7 @@ def _serve_here(
     flows: int,
     on_ready: Callable[[], None],
     link: Link | None,
-    attached: packet_attach.Attached | None,
+    attached: Attached | None,
 ) -> Numbers:
     flow_table = None if attached is None else FlowTable(attached, 0 if link is None else link.index)
     proxy = Proxy(settings, listeners, lambda flow: log.write(flow.to_json()), flow_table=flow_table)

@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from interceptor.errors import InterceptorError
-from interceptor.proxy.relay import packet_attach
+from interceptor.proxy.relay.choice import choose
 from interceptor.proxy.relay.packet_table import FlowTable
 from interceptor.proxy.serve import serve
 from interceptor.proxy.server import Proxy, open_listeners
@@ -30,11 +30,13 @@ def main(text: str) -> None:
     workers = given.pop("workers", None)
     settings = ProxySettings(**given)
     if workers is not None:
-        code, counted = serve(settings, workers, sys.stdout.fileno(), lambda: print("ready", flush=True))
+        attached = choose("packet", workers).attached if settings.relay == "packet" else None
+        code, counted = serve(settings, workers, sys.stdout.fileno(), lambda: print("ready", flush=True), attached)
         print(json.dumps({"counters": counted}), flush=True)
         sys.exit(code)
     listeners = open_listeners(settings)
-    table = FlowTable(packet_attach.attach(), 0) if settings.relay == "packet" else None
+    attached = choose("packet", 1).attached if settings.relay == "packet" else None
+    table = FlowTable(attached, 0) if attached is not None else None
     proxy = Proxy(settings, listeners, lambda flow: print(flow.to_json(), flush=True), flow_table=table)
     proxy.run(lambda: print("ready", flush=True))
     print(json.dumps({"counters": proxy.counters.as_json()}), flush=True)

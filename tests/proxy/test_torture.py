@@ -258,7 +258,10 @@ def descriptors(pid: int) -> list[str]:
     """What a process has open, without the pipes, which the splice relay keeps."""
     found = []
     for number in os.listdir(f"/proc/{pid}/fd"):
-        target = os.readlink(f"/proc/{pid}/fd/{number}")
+        try:
+            target = os.readlink(f"/proc/{pid}/fd/{number}")
+        except FileNotFoundError:
+            continue  # closed since it was listed
         if not target.startswith("pipe:"):
             found.append(target)
     return sorted(found)

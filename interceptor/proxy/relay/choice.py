@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import NamedTuple, get_args
 
+from interceptor.bpf.syscall import BpfError
+from interceptor.errors import ProxyError
 from interceptor.proxy.loop import Loop
+from interceptor.proxy.relay import packet_attach, packet_selftest
 from interceptor.proxy.relay.base import Relay
 from interceptor.proxy.relay.copy import CopyRelay
 from interceptor.proxy.relay.packet import PacketRelay
+from interceptor.proxy.relay.packet_attach import Attached
 from interceptor.proxy.relay.packet_table import FlowTable
 from interceptor.proxy.relay.splice import SpliceRelay
 from interceptor.proxy.settings import RelayName
@@ -18,15 +22,30 @@ RELAY_NAMES: tuple[RelayName, ...] = get_args(RelayName)
 class Choice(NamedTuple):
     """A relay's name, and the reason for it."""
 
-    name: str
+    name: RelayName
     reason: str
+    attached: Attached | None = None  # packet's programs, for `serve`
 
 
-def choose(wanted: RelayName) -> Choice:
-    """The relay for `--relay`."""
-    if wanted == "auto":
-        return Choice("splice", "needs no privilege, and moves bulk without copying it")
-    return Choice(wanted, "--relay")
+def choose(wanted: RelayName, workers: int) -> Choice:
+    """The relay for `--relay`, in the current network namespace. Call it before privileges are dropped.
+
+    Raises ProxyError when `wanted` is packet and it does not work here.
+    """
+    if wanted not in ("auto", "packet"):
+        return Choice(wanted, "--relay")
+    try:
+        attached = packet_attach.attach(workers)
+    except (BpfError, OSError) as error:
+        problem: str | None = str(error).splitlines()[0]
+    else:
+        problem = packet_selftest.problem(attached)
+        if problem is None:
+            return Choice("packet", "its self-test passed" if wanted == "auto" else "--relay", attached)
+        attached.close()
+    if wanted == "packet":
+        raise ProxyError(f"--relay packet: {problem}")
+    return Choice("splice", f"packet splice does not work here: {problem}")
 
 
 def open_relay(name: RelayName, loop: Loop, flow_table: FlowTable | None) -> Relay:

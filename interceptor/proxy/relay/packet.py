@@ -76,7 +76,7 @@ class PacketRelay:
         if self.is_off:
             return self._fallback.prepare(client, upstream)
         try:
-            self._begun[client.fileno()] = self._table.begin(client, upstream, self.asks, limit_mss=_is_inward(upstream))
+            self._begun[client.fileno()] = self._table.begin(client, upstream, self.asks)
         except OSError:
             self._refused["no_entry"] += 1
         return b""
@@ -290,12 +290,6 @@ def take_place(keeper: SocketType, upstream: SocketType, local: SockAddr, remote
     os.dup2(keeper.fileno(), upstream.fileno(), inheritable=False)
     keeper.close()
     upstream.connect(remote)
-
-
-def _is_inward(upstream: SocketType) -> bool:
-    """Whether the server is local and the client not: its source is an inbound one."""
-    name = upstream.getsockname()[0]
-    return name not in ("0.0.0.0", "::")  # noqa: S104 - not bound by us
 
 
 def _nothing(_events: int) -> None:

@@ -21,6 +21,7 @@ TCP_REPAIR = 19  # linux/tcp.h
 TCP_REPAIR_OFF_NO_WP = -1
 TCP_INFO_SIZE = 232  # struct tcp_info up to and with tcpi_snd_wnd (Linux 5.4)
 TCPI_OPT_TIMESTAMPS = 1
+MAXSEG_LIMIT = 32767  # MAX_TCP_WINDOW, what the kernel takes for TCP_MAXSEG
 TIMESTAMPS_SIZE = 12  # in every segment's options, which the MSS option does not count (RFC 6691)
 
 
@@ -54,16 +55,19 @@ class FlowTable:
         listener.setsockopt(SOL_SOCKET, SO_KEEPALIVE, 0)
         self._listeners.update(layout.PORT.pack(listener.getsockname()[1]), layout.LIMIT.pack(limit))
 
-    def begin(self, client: SocketType, upstream: SocketType, asked: Asked, *, limit_mss: bool) -> int:
+    def leave_listener(self, port: int) -> None:
+        """What is accepted at `port` is not to be spliced any more."""
+        self._listeners.delete(layout.PORT.pack(port))
+
+    def begin(self, client: SocketType, upstream: SocketType, asked: Asked) -> int:
         """Have the flow of these two armed when `upstream`, not connected yet, is answered; its id.
 
-        limit_mss: keep the server to segments that the client takes; when the server is behind lo and the client is not.
         Raises OSError, with nothing left behind.
         """
         flow_id = cookie_of(upstream)
         known = _client(client)
-        if limit_mss:
-            upstream.setsockopt(IPPROTO_TCP, TCP_MAXSEG, known.mss)
+        # The server must not send larger segments than the client takes: the two may have different devices.
+        upstream.setsockopt(IPPROTO_TCP, TCP_MAXSEG, min(known.mss, MAXSEG_LIMIT))
         self._flows.update(layout.COOKIE.pack(flow_id), layout.pack_flow(known, asked, self._worker))
         return flow_id
 
@@ -147,10 +151,14 @@ class FlowTable:
         if untracked:
             self._conntrack.forget(untracked)
 
-    def close(self) -> None:
-        """Give everything back; the programs go on as long as others have them."""
+    def let_go(self) -> None:
+        """Give back what is this table's own."""
         self.ring.close()
         self._conntrack.close()
+
+    def close(self) -> None:
+        """Give everything back; the programs go on as long as others have them."""
+        self.let_go()
         self._attached.close()
 
     def _path(self, packets: bytes) -> PathEntry | None:
