@@ -64,6 +64,11 @@ def _judge(own: Mapping[str, Any], good: Mapping[str, Any]) -> Iterator[Problem]
     help="Processes that share the ports. [the processors this cgroup may use]",
 )
 @click.option("--relay", type=click.Choice(RELAY_NAMES), default="auto", help="What moves the bytes. [auto]")
+@click.option(
+    "--packet-pins",
+    metavar="DIR",
+    help="Keep spliced flows in this BPF file system for the next proxy, when this one ends or dies. [they end with it]",
+)
 @common_options
 @functools.partial(config_options, judge=_judge)
 def command(
@@ -84,12 +89,13 @@ def command(
         drain_deadline_s=limits["drain_deadline"],
         idle_timeout_s=limits["idle_timeout"],
         relay=limits["relay"],
+        packet_pins=limits["packet_pins"],
     )
     if netns is not None:
         enter_for_good(locate(netns))
     names = ", ".join(str(listener) for listener in settings.listeners)
     count = workers or cpus.available()
-    relay = choose(settings.relay, count)
+    relay = choose(settings.relay, count, settings.packet_pins)
     settings = dataclasses.replace(settings, relay=relay.name)
 
     def announce() -> None:

@@ -53,6 +53,12 @@ class Acceptor:
         self.runtime.loop.unwatch(self._sock.fileno())
         self.runtime.loop.dispose(self._sock)
 
+    def resume(self, connection: Connection) -> None:
+        """`connection` was accepted by a process that is gone."""
+        self.runtime.counters.adopted += 1
+        self.runtime.counters.open += 1
+        self._sweep.add(connection)
+
     def ended(self, connection: Connection) -> None:
         """`connection` is over."""
         runtime = self.runtime

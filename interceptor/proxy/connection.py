@@ -90,6 +90,13 @@ class Connection:
             self._know_owner()
         self.feed(ACCEPTED if runtime.hooks.hear is None else ACCEPTED_UNHEARD)
 
+    def resume(self, upstream: SocketType, running: Running) -> None:
+        """Go on with a flow that is relayed already."""
+        self.upstream = upstream
+        self.running = running
+        self._upstream_local = upstream.getsockname()
+        self.state = State.RELAYING
+
     def feed(self, event: Event, number: int = 0) -> None:
         """Tell the session of `event` and carry out what it answers. `number` is a failure's errno."""
         try:

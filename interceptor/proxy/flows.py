@@ -69,6 +69,7 @@ class Counters:
 
     accepted: int = 0
     open: int = 0
+    adopted: int = 0  # flows that another process had accepted, and left
     refused: Counter[str] = field(default_factory=Counter)  # by reason: direct_dial, no_conntrack_entry, ...
     accept_errors: Counter[str] = field(default_factory=Counter)  # by errno name
     ended: Counter[str] = field(default_factory=Counter)  # by reason
@@ -79,7 +80,7 @@ class Counters:
         """Plain values, for `json.dumps`."""
         names = ("refused", "accept_errors", "ended", "not_spliced")
         by_reason: dict[str, Counter[str]] = {name: getattr(self, name) for name in names}
-        plain: dict[str, int | dict[str, int]] = {"accepted": self.accepted, "open": self.open}
+        plain: dict[str, int | dict[str, int]] = {"accepted": self.accepted, "open": self.open, "adopted": self.adopted}
         plain["owners_skipped"] = self.owners_skipped
         return plain | {name: dict(counted) for name, counted in by_reason.items()}
 

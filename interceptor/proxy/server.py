@@ -10,6 +10,7 @@ from select import EPOLLIN
 from socket import SocketType
 
 from interceptor.proxy.acceptor import Acceptor
+from interceptor.proxy.connection import Connection
 from interceptor.proxy.dns import DnsForwarder, parse_resolver
 from interceptor.proxy.flows import Counters, Flow
 from interceptor.proxy.hooks import Hooks
@@ -95,6 +96,8 @@ class Proxy:
                     self._runtime.relay.serve(self._listeners, self.hooks, self.counters)
                 for bound in self._listeners:
                     self._serve(bound)
+                if isinstance(self._runtime.relay, PacketRelay):
+                    self._adopt(self._runtime.relay)
                 on_ready()
                 self._loop.run()
         finally:
@@ -116,6 +119,15 @@ class Proxy:
         else:
             self._datagrams.append(UdpRelay(self._runtime, bound))
 
+    def _adopt(self, relay: PacketRelay) -> None:
+        """Go on with the flows of a proxy, or worker, that is gone."""
+        by_direction = {acceptor.direction: acceptor for acceptor in self._acceptors}
+        for adopted, resume in relay.adopt():
+            acceptor = by_direction.get("inbound" if adopted.is_inbound else "outbound", self._acceptors[0])
+            connection = Connection(acceptor, adopted.client, adopted.client_address, adopted.original_dst, adopted.began)
+            acceptor.resume(connection)
+            connection.resume(adopted.upstream, resume(connection))
+
     def _told_to_stop(self, _messages: bytes) -> None:
         if self._draining or not self._sweep.connections:
             self._end_now()
@@ -127,6 +139,8 @@ class Proxy:
         self._loop.later(self._settings.drain_deadline_s, self._end_now)
 
     def _end_now(self) -> None:
+        if isinstance(self._runtime.relay, PacketRelay):
+            self._runtime.relay.leave()
         for connection in tuple(self._sweep.connections):
             connection.feed(Event.DRAIN)
         self._loop.stop()

@@ -37,6 +37,7 @@ class ProxySettings:
     original_source: the inbound leg dials the application from the client's own address, not from 127.0.0.6 or ::6.
     run_as: (uid, gid) to become once the listeners are bound.
     dns_families: those in which DNS is listened for; empty: those of `listeners`.
+    packet_pins: a directory where the packet relay leaves its flows to the next proxy.
     resolvers: IP addresses, optionally `ip:port` or `[ip]:port`; the DNS forwarder asks the first.
     """
 
@@ -55,6 +56,7 @@ class ProxySettings:
     dns_families: tuple[ListenFamily, ...] = ()
     resolvers: tuple[str, ...] = ()
     relay: RelayName = "auto"
+    packet_pins: str | None = None
 
     @property
     def needs_net_admin(self) -> bool:

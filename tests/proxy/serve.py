@@ -30,12 +30,12 @@ def main(text: str) -> None:
     workers = given.pop("workers", None)
     settings = ProxySettings(**given)
     if workers is not None:
-        attached = choose("packet", workers).attached if settings.relay == "packet" else None
+        attached = choose("packet", workers, settings.packet_pins).attached if settings.relay == "packet" else None
         code, counted = serve(settings, workers, sys.stdout.fileno(), lambda: print("ready", flush=True), attached)
         print(json.dumps({"counters": counted}), flush=True)
         sys.exit(code)
     listeners = open_listeners(settings)
-    attached = choose("packet", 1).attached if settings.relay == "packet" else None
+    attached = choose("packet", 1, settings.packet_pins).attached if settings.relay == "packet" else None
     table = FlowTable(attached, 0) if attached is not None else None
     proxy = Proxy(settings, listeners, lambda flow: print(flow.to_json(), flush=True), flow_table=table)
     proxy.run(lambda: print("ready", flush=True))

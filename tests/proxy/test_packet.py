@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from interceptor import capture
+from interceptor.bpf import links
 from interceptor.config import Config
 from interceptor.sockets import reset_on_close
-from tests.proxy.conversations import converse, read_all
+from tests.proxy.conversations import converse, read_all, read_exactly
 from tests.proxy.packet_world import entries, losing, tracked, until
 from tests.proxy.pods import DEADLINE_S, INBOUND, OUTBOUND, V4, V6, Pods, ProxyProcess, client, listen, pods, proxy, run
 
@@ -229,6 +234,65 @@ def test_congestion_notification_on_one_leg_alone_is_relayed(world: Pods) -> Non
     finally:
         run("ip", "netns", "exec", world.far, "sysctl", "-w", "net.ipv4.tcp_ecn=2")
     assert running.counters["not_spliced"] == {"ecn": 20}
+
+
+@pytest.fixture
+def bpffs(tmp_path: Path) -> Iterator[str]:
+    """A BPF file system that outlives the proxy: `ip netns exec` has mounts of its own."""
+    links.mount_bpffs(str(tmp_path / "bpf"))
+    try:
+        yield str(tmp_path / "bpf")
+    finally:
+        subprocess.run(["umount", str(tmp_path / "bpf")], check=True)
+
+
+def say(sender: socket.socket, receiver: socket.socket, said: bytes) -> None:
+    """What one end says, the other hears."""
+    sender.sendall(said)
+    assert read_exactly(receiver, len(said)) == said
+
+
+@FAMILIES
+@pytest.mark.parametrize("how", ["killed", "drained"])
+def test_a_flow_outlives_its_proxy_and_is_the_next_one_s(world: Pods, bpffs: str, how: str, family: str) -> None:
+    ip = NETS[family]["far"]
+    with listen(world.far, ip, PORT) as server:
+        with splicing(world, family, packet_pins=bpffs, drain_deadline_s=0.1) as first:
+            near = client(world.pod, ip, PORT)
+            far, _ = server.accept()
+            far.settimeout(DEADLINE_S)
+            say(near, far, b"x" * 100_000)
+            first.process.kill() if how == "killed" else first.stop()
+            first.process.wait()
+        say(far, near, b"y" * 300_000)
+        with splicing(world, family, packet_pins=bpffs) as second:
+            say(near, far, b"z" * 100_000)
+            for sock in (near, far):
+                sock.close()
+            flow = second.flow(lambda flow: flow["original_dst"].endswith(f":{PORT}"))
+            until(lambda: not any(entries(second.process.pid).values()), lambda: entries(second.process.pid))
+            assert tracked(world.pod, PORT) == []
+    assert (flow["bytes_sent"], flow["bytes_received"], flow["reason"]) == (200_000, 300_000, "closed")
+    assert second.counters["adopted"] == 1
+
+
+def test_a_flow_outlives_its_worker(world: Pods) -> None:
+    with splicing(world, "v4", workers=2) as running, connected(world) as (near, far):
+        say(near, far, b"before")
+        for pid in children(running.process.pid):
+            os.kill(pid, signal.SIGKILL)
+        say(far, near, b"after")
+        until(lambda: len(children(running.process.pid)) == 2, lambda: children(running.process.pid))
+        near.close()
+        far.close()
+        flow = running.flow()
+    assert (flow["bytes_sent"], flow["bytes_received"], flow["reason"]) == (6, 5, "closed")
+
+
+def children(pid: int) -> list[int]:
+    """The worker processes of a supervisor."""
+    with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
+        return [int(child) for child in file.read().split()]
 
 
 @pytest.mark.slow

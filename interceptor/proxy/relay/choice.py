@@ -7,7 +7,7 @@ from typing import NamedTuple, get_args
 from interceptor.bpf.syscall import BpfError
 from interceptor.errors import ProxyError
 from interceptor.proxy.loop import Loop
-from interceptor.proxy.relay import packet_attach, packet_selftest
+from interceptor.proxy.relay import packet_attach, packet_pins, packet_selftest
 from interceptor.proxy.relay.base import Relay
 from interceptor.proxy.relay.copy import CopyRelay
 from interceptor.proxy.relay.packet import PacketRelay
@@ -27,15 +27,16 @@ class Choice(NamedTuple):
     attached: Attached | None = None  # packet's programs, for `serve`
 
 
-def choose(wanted: RelayName, workers: int) -> Choice:
+def choose(wanted: RelayName, workers: int, pins: str | None = None) -> Choice:
     """The relay for `--relay`, in the current network namespace. Call it before privileges are dropped.
 
+    pins: where packet's flows are left to the next proxy, and found.
     Raises ProxyError when `wanted` is packet and it does not work here.
     """
     if wanted not in ("auto", "packet"):
         return Choice(wanted, "--relay")
     try:
-        attached = packet_attach.attach(workers)
+        attached = packet_attach.attach(workers, None if pins is None else packet_pins.directory(pins))
     except (BpfError, OSError) as error:
         problem: str | None = str(error).splitlines()[0]
     else:

@@ -8,9 +8,12 @@ is counted by reason. Knows no map (packet_table) and not where programs are att
 from __future__ import annotations
 
 import errno
+import functools
+import itertools
 import os
 import time
 from collections import Counter, deque
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from select import EPOLLET, EPOLLIN
 from socket import SHUT_WR, SOCK_STREAM, SocketType
@@ -21,6 +24,7 @@ from interceptor.proxy.listeners import BoundListener
 from interceptor.proxy.loop import Loop
 from interceptor.proxy.relay import packet_layout as layout
 from interceptor.proxy.relay.base import Edges, Relay, Running
+from interceptor.proxy.relay.packet_adopt import Adopted, adopt
 from interceptor.proxy.relay.packet_layout import Asked, Ends
 from interceptor.proxy.relay.packet_table import FlowTable, cookie_of, fall_silent, speak_again
 from interceptor.proxy.session import Event
@@ -49,6 +53,7 @@ class PacketRelay:
         self._refused: Counter[str] = Counter()
         self.asks = Asked.HELD
         self.is_off = False
+        self.is_leaving = False
         self._loop = loop
         self._table = table
         self._fallback = fallback
@@ -58,7 +63,8 @@ class PacketRelay:
         self._over: list[int] = []
         self._keepers: list[int] = []
         self._is_reading = False
-        loop.watch(table.ring.fileno(), EPOLLIN | EPOLLET, self._has_ended)
+        for ring in table.rings:
+            loop.watch(ring.fileno(), EPOLLIN | EPOLLET, self._has_ended)
 
     def serve(self, listeners: list[BoundListener], hooks: Hooks, counters: Counters) -> None:
         """Splice what these listeners accept, as far as `hooks` leave the flows as they are."""
@@ -103,9 +109,28 @@ class PacketRelay:
         self._table.release(client)
         return self._fallback.join(client, upstream, edges)
 
+    def adopt(self) -> Iterator[tuple[Adopted, Callable[[Edges], Running]]]:
+        """Flows of a process that is gone, each with what makes it a running one of ours."""
+        for adopted in adopt(self._table, self._table.worker, self._table.workers):
+            yield adopted, functools.partial(self._resume, adopted)
+
+    def leave(self) -> None:
+        """We stop, and another proxy will take over: flows still open go on without one."""
+        self.is_leaving = self._table.keeps_flows
+
+    def _resume(self, adopted: Adopted, edges: Edges) -> Running:
+        running = Splicing(self, adopted.flow_id, adopted.client, adopted.upstream, edges)
+        running.keepers = (cookie_of(adopted.client), cookie_of(adopted.upstream))
+        self._running[adopted.flow_id] = running
+        event = self._table.ended(adopted.flow_id)
+        if event is not None:
+            self._note_end(running, event)
+        return running
+
     def close(self) -> None:
         """See Relay.close."""
-        self._loop.unwatch(self._table.ring.fileno())
+        for ring in self._table.rings:
+            self._loop.unwatch(ring.fileno())
         self._table.close()
         self._fallback.close()
 
@@ -131,6 +156,10 @@ class PacketRelay:
             # Its sockets say RST now, whose sequence numbers the programs know.
             self._loop.later(LINGER_S, lambda: self._loop_forget(running.flow_id))
 
+    def left(self, running: Splicing) -> None:
+        """`running` goes on; its sockets are closed, silently."""
+        self._running.pop(running.flow_id, None)
+
     def _has_ended(self, _events: int) -> None:
         if not self._is_reading:
             self._is_reading = True
@@ -138,7 +167,7 @@ class PacketRelay:
 
     def _read(self) -> None:
         self._is_reading = False
-        for record in self._table.ring.read():
+        for record in itertools.chain.from_iterable(ring.read() for ring in self._table.rings):
             event = layout.unpack_event(record)
             running = self._running.get(event.flow)
             if running is not None:
@@ -214,6 +243,11 @@ class Splicing:
     def stop(self) -> None:
         """See Running.stop."""
         if self.flow_id in self._relay._running:  # noqa: SLF001 - one module
+            if not self.is_over and self._relay.is_leaving:
+                counts = self._relay.table.counts(self.flow_id)
+                self._sent, self._received, self.is_over = counts.sent, counts.received, True
+                self._relay.left(self)
+                return
             if not self.is_over:
                 counts = self._relay.table.counts(self.flow_id)
                 self._sent, self._received = counts.sent, counts.received

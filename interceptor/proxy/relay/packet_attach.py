@@ -15,6 +15,7 @@ from interceptor.bpf.maps import RINGBUF, Map, MapDefinition, create_map
 from interceptor.bpf.ringbuf import RingBuffer
 from interceptor.bpf.syscall import BpfError
 from interceptor.proxy.relay import packet_layout as layout
+from interceptor.proxy.relay import packet_pins
 
 LOOPBACK = 1  # LOOPBACK_IFINDEX, include/net/net_namespace.h
 SIOCGIFMTU, SIOCGIFHWADDR = 0x8921, 0x8927  # linux/sockios.h
@@ -42,8 +43,10 @@ class Attached:
 
     loaded: programs.Loaded
     rings: tuple[Map, ...]  # one for each worker
+    workers: int
     mtu: int = 1500  # the smallest of the devices'
-    links: dict[int, tuple[links.Link, ...]] = field(default_factory=dict)  # by interface
+    links: dict[str, links.Link] = field(default_factory=dict)  # by interface and program
+    pins: str | None = None
 
     @property
     def maps(self) -> dict[str, Map]:
@@ -54,50 +57,64 @@ class Attached:
         """What the programs report to this worker."""
         return RingBuffer(self.rings[worker])
 
-    def attach(self, device: Device) -> None:
-        """See the packets of `device`. Raises BpfError."""
-        arriving = links.attach_interface(self.loaded.programs["arrival"], device.index)
-        self.links[device.index] = (arriving, links.attach_interface(self.loaded.programs["departure"], device.index))
-
-    def attach_loopback(self) -> None:
-        """See what local programs say to each other. Raises BpfError."""
-        self.links[LOOPBACK] = (links.attach_interface(self.loaded.programs["loopback"], LOOPBACK),)
+    def attach(self, name: str, index: int) -> None:
+        """Have program `name` see the packets of an interface. Raises BpfError."""
+        link = f"{name}-{index}"
+        if link not in self.links:
+            self.links[link] = links.attach_interface(self.loaded.programs[name], index)
+        if self.pins is not None:
+            packet_pins.keep(self.pins, packet_pins.LINK, link, self.links[link].descriptor)
 
     def close(self) -> None:
         """Detach, unless pinned, and let go of everything."""
-        for each in self.links.values():
-            for link in each:
-                link.close()
+        for link in self.links.values():
+            link.close()
         for ring in self.rings:
             ring.close()
         self.loaded.close()
 
 
-def attach(workers: int = 1) -> Attached:
+def attach(workers: int = 1, pins: str | None = None) -> Attached:
     """Load and attach in the current network namespace, once for all worker processes. Raises BpfError, with nothing left.
 
     Call it before the workers are forked: they share the maps, and a worker's flows outlive it while the descriptors do.
+    pins: a directory in a bpffs (packet_pins.directory): what an earlier proxy left there is taken over.
     """
     source = programs.bundled("packet")
     for name, size in layout.SIZES.items():
         if source.maps[name].value_size != size:
             raise BpfError(f"BPF map {name}: values of {source.maps[name].value_size} bytes, not {size}: another build")
-    rings = tuple(create_map(MapDefinition("ended", RINGBUF, 0, 0, RING_SIZE)) for _ in range(workers))
-    attached = Attached(programs.load(source, reuse={"rings": create_map(source.maps["rings"], rings[0])}), rings)
+    found = packet_pins.pinned_maps(pins) if pins is not None else {}
+    rings = packet_pins.pinned_rings(pins) if pins is not None else ()
+    rings += tuple(create_map(MapDefinition("ended", RINGBUF, 0, 0, RING_SIZE)) for _ in range(len(rings), workers))
+    if "rings" not in found:
+        found["rings"] = create_map(source.maps["rings"], rings[0])
+    attached = Attached(programs.load(source, reuse=found), rings, workers, pins=pins)
     try:
-        for worker, ring in enumerate(rings):
-            attached.maps["rings"].update(struct.pack("=I", worker), struct.pack("=I", ring.descriptor))
-        unusual = attached.loaded.programs["unusual"].descriptor
-        attached.maps["tails"].update(struct.pack("=I", UNUSUAL), struct.pack("=I", unusual))
-        attached.attach_loopback()
-        for device in devices():
-            attached.attach(device)
-        attached.mtu = min((device.mtu for device in devices()), default=attached.mtu)
-        allow_loopback_sources()
+        _attach_all(attached)
     except (OSError, BpfError):
         attached.close()
         raise
     return attached
+
+
+def _attach_all(attached: Attached) -> None:
+    for worker, ring in enumerate(attached.rings):
+        attached.maps["rings"].update(struct.pack("=I", worker), struct.pack("=I", ring.descriptor))
+    unusual = attached.loaded.programs["unusual"].descriptor
+    attached.maps["tails"].update(struct.pack("=I", UNUSUAL), struct.pack("=I", unusual))
+    if attached.pins is not None:
+        attached.links = packet_pins.pinned_links(attached.pins)
+        for name, table in attached.maps.items():
+            packet_pins.keep(attached.pins, packet_pins.MAP, name, table.descriptor)
+        for worker, ring in enumerate(attached.rings):
+            packet_pins.keep(attached.pins, packet_pins.RING, str(worker), ring.descriptor)
+    attached.attach("loopback", LOOPBACK)
+    for device in devices():
+        attached.attach("arrival", device.index)
+        attached.attach("departure", device.index)
+    attached.mtu = min((device.mtu for device in devices()), default=attached.mtu)
+    allow_loopback_sources()
 
 
 def devices() -> list[Device]:

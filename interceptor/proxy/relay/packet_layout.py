@@ -23,7 +23,7 @@ PATH = struct.Struct("=QQQ36sIIIIIIIIIBBBBBBBx")
 EVENT = struct.Struct("=QQQQI4x")
 ACCEPTED_SIZE = 96
 ACCEPTED_MODE_AT = 76
-FLOW_ENDS_AT, FLOW_STATE_AT, FLOW_REASON_AT = 132, 148, 149
+FLOW_ENDS_AT, FLOW_STATE_AT, FLOW_REASON_AT, FLOW_WORKER_AT = 132, 148, 149, 152
 SIZES = {"flows": FLOW.size, "paths": PATH.size, "accepted": ACCEPTED_SIZE}
 MAPPED = b"\0" * 10 + b"\xff\xff"
 
@@ -100,6 +100,7 @@ class FlowEntry:
     armed_ns: int
     ended_ns: int
     client_cookie: int
+    worker: int
 
 
 class PathEntry(NamedTuple):
@@ -155,7 +156,7 @@ def unpack_flow(raw: bytes) -> FlowEntry:
     """A struct flow that came back."""
     cookie, _syn, armed, ended, client, server, isn, _clock, _mark, ifindex, *_rest = FLOW.unpack(raw)
     state, reason, ends = State(raw[FLOW_STATE_AT]), raw[FLOW_REASON_AT], Ends(raw[FLOW_ENDS_AT])
-    return FlowEntry(client, server, isn, ifindex, state, reason, ends, armed, ended, cookie)
+    return FlowEntry(client, server, isn, ifindex, state, reason, ends, armed, ended, cookie, raw[FLOW_WORKER_AT])
 
 
 def unpack_path(raw: bytes) -> PathEntry:

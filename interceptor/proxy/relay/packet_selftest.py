@@ -93,8 +93,9 @@ def _converse(client: socket.socket, far: socket.socket) -> None:
 
 
 def _await_end(table: FlowTable, flow_id: int) -> None:
-    while select.select([table.ring], [], [], STEP_S)[0]:
-        for record in table.ring.read():
+    ring = table.rings[0]
+    while select.select([ring], [], [], STEP_S)[0]:
+        for record in ring.read():
             event = layout.unpack_event(record)
             if event.flow != flow_id:
                 continue

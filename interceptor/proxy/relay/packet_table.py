@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from socket import AF_INET, IPPROTO_TCP, SO_KEEPALIVE, SO_REUSEADDR, SOL_SOCKET, TCP_INFO, TCP_MAXSEG, SocketType
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from interceptor.bpf.ringbuf import RingBuffer
 from interceptor.proxy.conntrack import Conntrack
 from interceptor.proxy.relay import packet_layout as layout
 from interceptor.proxy.relay.packet_attach import LOOPBACK, Attached
-from interceptor.proxy.relay.packet_layout import Asked, Client, Ends, Mode, PathEntry, State
+from interceptor.proxy.relay.packet_layout import Asked, Client, Ends, FlowEntry, Mode, PathEntry, State
 from interceptor.sockets import Address
 
 SO_COOKIE = 57  # asm-generic/socket.h
@@ -37,14 +37,19 @@ class FlowTable:
     """All flows of one worker process."""
 
     def __init__(self, attached: Attached, worker: int) -> None:
-        self._worker = worker
         self._attached = attached
         maps = attached.maps
         self._flows, self._paths, self._silent, self._accepted, self._listeners = (
             maps[name] for name in ("flows", "paths", "silent", "accepted", "listeners")
         )
         self._conntrack = Conntrack()
-        self.ring: RingBuffer = attached.events(worker)
+        self.worker = worker
+        self.workers = attached.workers
+        self.keeps_flows = attached.pins is not None
+        # Fewer workers than before: the flows of those that are no more have to be somebody's.
+        self.rings: list[RingBuffer] = [
+            attached.events(index) for index in range(worker, len(attached.rings), attached.workers)
+        ]
 
     def prepare_listener(self, listener: SocketType, limit: int) -> None:
         """What `listener` accepts may be spliced; `limit` bytes a client may say before its server is connected."""
@@ -68,7 +73,7 @@ class FlowTable:
         known = _client(client)
         # The server must not send larger segments than the client takes: the two may have different devices.
         upstream.setsockopt(IPPROTO_TCP, TCP_MAXSEG, min(known.mss, MAXSEG_LIMIT))
-        self._flows.update(layout.COOKIE.pack(flow_id), layout.pack_flow(known, asked, self._worker))
+        self._flows.update(layout.COOKIE.pack(flow_id), layout.pack_flow(known, asked, self.worker))
         return flow_id
 
     def refusal(self, flow_id: int) -> str | None:
@@ -91,6 +96,16 @@ class FlowTable:
             down.sent - bool(entry.ends & Ends.DOWN_FIN) if down else 0,
             max(up.seen_ns if up else 0, down.seen_ns if down else 0),
         )
+
+    def all_flows(self) -> Iterator[tuple[int, FlowEntry]]:
+        """Every flow of every worker."""
+        for key, raw in self._flows.items():
+            yield int(layout.COOKIE.unpack(key)[0]), layout.unpack_flow(raw)
+
+    def is_client_local(self, entry: FlowEntry) -> bool:
+        """Whether the client is behind lo: the flow is an outbound one."""
+        down = self._path(entry.server)
+        return down is None or down.ifindex == LOOPBACK
 
     def ended(self, flow_id: int) -> layout.Event | None:
         """The event of a flow that is over already."""
@@ -153,7 +168,8 @@ class FlowTable:
 
     def let_go(self) -> None:
         """Give back what is this table's own."""
-        self.ring.close()
+        for ring in self.rings:
+            ring.close()
         self._conntrack.close()
 
     def close(self) -> None:
