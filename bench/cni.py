@@ -112,7 +112,7 @@ def contenders(folder: str, socket_path: str) -> dict[str, tuple[str, list[str],
         "agent": (PLUGIN, ["VERSION", "ADD", "CHECK", "DEL"], with_agent),
         "in-process": (PLUGIN, ["ADD", "CHECK", "DEL"], entry("interceptor-cni", capture=CAPTURE)),
     }
-    go: dict[str, tuple[str, dict[str, object]]] = {
+    go: dict[str, tuple[str, dict[str, Any]]] = {
         "Go tuning": ("tuning", {"sysctl": {"net.ipv4.conf.lo.accept_redirects": "0"}}),
         "Go portmap, 1 mapping": ("portmap", {"runtimeConfig": PORT_MAPPINGS, "snat": True}),
         "Go firewall": ("firewall", {"backend": "iptables"}),
