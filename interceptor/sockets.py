@@ -11,6 +11,7 @@ import socket
 import struct
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -222,6 +223,13 @@ def source_address(source: Address) -> list[Ancillary]:
 def receive_errors(sock: socket.SocketType) -> None:
     """Have a datagram socket that is not connected told of ICMP errors, as a connected one is (ip(7) IP_RECVERR)."""
     _set_for_family(sock, IP_RECVERR, IPV6_RECVERR)
+
+
+def forget_errors(sock: socket.SocketType) -> None:
+    """Throw away the errors that `receive_errors` has queued: the socket counts as ready while there is one."""
+    with suppress(BlockingIOError):
+        while True:
+            sock.recvmsg(1, 0, socket.MSG_ERRQUEUE)
 
 
 def reset_on_close(sock: socket.SocketType) -> None:

@@ -13,6 +13,7 @@ from interceptor.bpf.connect import Originals, netns_cookie_of
 from interceptor.bpf.syscall import BpfError
 from interceptor.errors import ProxyError
 from interceptor.proxy.netns_view import NetnsView
+from interceptor.proxy.raw_icmp import open_icmp
 from interceptor.proxy.raw_udp import open_raw
 from interceptor.proxy.settings import Listener, ProxySettings
 from interceptor.sockets import Address, receive_local_address, receive_original_dst, set_transparent
@@ -33,11 +34,12 @@ class BoundListener:
     view: NetnsView
     replies: socket.socket | None = None  # raw; for inbound UDP, whose replies leave from the application's own address
     originals: Originals | None = None  # for the mode connect
+    errors: socket.socket | None = None  # raw ICMP; for UDP, to tell clients what cannot be reached; None: not permitted
 
     def close(self) -> None:
         """Stop listening. The view is closed by the proxy, once."""
         self.sock.close()
-        for each in (self.replies, self.originals):
+        for each in (self.replies, self.originals, self.errors):
             if each is not None:
                 each.close()
 
@@ -86,7 +88,8 @@ def _bind_all(wanted: Iterable[tuple[Listener, Protocol]], view: NetnsView, bind
         for listener, protocol in wanted:
             sock = bind(listener, protocol, view)
             replies, originals = _open_replies(listener, protocol, sock), _open_originals(listener, protocol, sock)
-            bound.append(BoundListener(listener, protocol, sock, view, replies, originals))
+            errors = _open_errors(listener, protocol, sock)
+            bound.append(BoundListener(listener, protocol, sock, view, replies, originals, errors))
     except ProxyError:
         for each in bound:
             each.close()
@@ -136,6 +139,15 @@ def _open_replies(listener: Listener, protocol: Protocol, sock: socket.socket) -
     except OSError as error:
         sock.close()
         raise ProxyError(f"opening a raw socket for inbound UDP replies: {error.strerror}; needs CAP_NET_RAW") from error
+
+
+def _open_errors(listener: Listener, protocol: Protocol, sock: socket.socket) -> socket.socket | None:
+    if protocol != "udp" or listener.direction == "dns" or listener.family == "dual":
+        return None
+    try:
+        return open_icmp(sock.family)
+    except PermissionError:
+        return None  # without CAP_NET_RAW clients wait where they could know: slower, not wrong
 
 
 def _open_originals(listener: Listener, protocol: Protocol, sock: socket.socket) -> Originals | None:
