@@ -28,7 +28,11 @@ def machine() -> Iterator[Node]:
     """The node; what its runtimes said is shown when one fails to start."""
     assert PLUGIN.exists(), f"{PLUGIN} is missing: `make cni` builds it"
     # A unix socket's path has 107 bytes: pytest's own directories are too deep.
-    with tempfile.TemporaryDirectory(prefix="itc-rt-", ignore_cleanup_errors=True) as directory, node(Path(directory)) as made, daemon(made):
+    with (
+        tempfile.TemporaryDirectory(prefix="itc-rt-", ignore_cleanup_errors=True) as directory,
+        node(Path(directory)) as made,
+        daemon(made),
+    ):
         yield made
 
 

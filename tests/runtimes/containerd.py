@@ -23,7 +23,7 @@ CONFIGURATION = """
 version = 2
 root = "{root}"
 state = "/run/containerd"
-disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.devmapper"]
+disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.devmapper"]
 [grpc]
   address = "{socket}"
 [plugins."io.containerd.internal.v1.opt"]
@@ -91,12 +91,17 @@ class Ctr:
 
     def execute(self, name: str, uid: int, *argv: str) -> Done:
         """See Runtime."""
-        return self.node.attempt(*_ctr(self.node, "tasks", "exec", "--user", f"{uid}:{uid}", "--exec-id", f"e{uid}", name, *argv))
+        return self.node.attempt(
+            *_ctr(self.node, "tasks", "exec", "--user", f"{uid}:{uid}", "--exec-id", f"e{uid}", name, *argv)
+        )
 
     def remove(self, name: str) -> Done:
         """See Runtime."""
         running = self._running.pop(name, None)
         if running is None:
+            # What a failed `run` leaves: ctr keeps it for who wants to look.
+            self.node.attempt(*_ctr(self.node, "containers", "delete", name))
+            self.node.attempt(*_ctr(self.node, "snapshots", "remove", name))
             return Done(0, "", "")
         self.node.attempt(*_ctr(self.node, "tasks", "kill", "--signal", "SIGKILL", name))
         stdout, stderr = running.communicate(timeout=DEADLINE_S)

@@ -13,7 +13,8 @@ APPLETS = ("sh", "sleep", "nc", "httpd", "cat", "ip", "id")
 PAGE = "hello from the application\n"
 PORT = 8080
 NAME = "localhost/app:1"
-# The application, named at start; the image alone sleeps, so that it can be CRI's pause image too: a web server on both families, as a user of its own.
+# The application: a web server on both families, as a user of its own.
+# The image alone sleeps, so that it is CRI's pause image too.
 COMMAND = ("httpd", "-f", "-p", str(PORT), "-h", "/www")
 UID = 1000
 

@@ -55,8 +55,13 @@ def captured_network(node: Node, primary: str, *options: str) -> Iterator[None]:
 @contextmanager
 def network_with_entry(node: Node, primary: str, entry: dict[str, Any]) -> Iterator[None]:
     """The network with an entry of ours that the installer would refuse: an operator's slip."""
-    with captured_network(node, primary):
+    with network(node, primary):
+        node.interceptor("cni", "install", "--binary", str(PLUGIN))
         found = json.loads(node.read(PATH))
         found["plugins"][-1] = {"type": "interceptor-cni", **entry}
         node.write(PATH, json.dumps(found))
-        yield
+        try:
+            yield
+        finally:
+            node.interceptor("cni", "uninstall")
+        assert json.loads(node.read(PATH)) == json.loads(conflist(primary))

@@ -1,4 +1,4 @@
-"""A node of our own: network, mounts and processes apart from the machine's, with a "world" beyond it. No internet, no registry.
+"""A node of our own: network, mounts and processes apart from the machine's, and a "world" beyond it. No internet, no registry.
 
     world (198.18.7.2, 2001:db8:7::2) ==== node (.1) ---- bridge or ptp ---- containers
 
@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tests.rig.net import Pod, ip, pods, wire
 from tests.runtimes import image
@@ -29,7 +28,7 @@ PLUGIN = Path(__file__).parents[2] / "build/cni/interceptor-cni"
 PRIMARY_PLUGINS = "/usr/lib/cni"
 NET_DIR, BIN_DIR = "/etc/cni/net.d", "/opt/cni/bin"
 
-# crun refuses a hierarchy of both cgroup versions; without the second it finds the first alone. /proc is of the new pid namespace.
+# crun refuses a hierarchy of both cgroup versions; without the second it finds the first alone.
 # SIGCHLD ignored: orphans, which come to this process, are reaped by the kernel.
 PREPARE = """
 set -eu
@@ -122,7 +121,9 @@ class Node:
     def addresses_in_use(self) -> list[str]:
         """What host-local has given out and not taken back."""
         listed = self.run("sh", "-c", "find /var/lib/cni -type f 2>/dev/null || :").split()
-        return [path for path in listed if Path(path).name not in ("lock", "cni.lock") and not Path(path).name.startswith("last_")]
+        return [
+            path for path in listed if Path(path).name not in ("lock", "cni.lock") and not Path(path).name.startswith("last_")
+        ]
 
 
 @contextmanager
@@ -134,7 +135,19 @@ def node(directory: Path) -> Iterator[Node]:
         ip("".join(f"route add default via {address}\n" for address in NODE.values()), world)
         for name in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
             net.sysctl(name, "1")
-        argv = ["nsenter", f"--net={net.path}", "unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", PREPARE, "sh"]
+        argv = [
+            "nsenter",
+            f"--net={net.path}",
+            "unshare",
+            "--mount",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "sh",
+            "-c",
+            PREPARE,
+            "sh",
+        ]
         with subprocess.Popen([*argv, str(directory)], stdout=subprocess.PIPE, text=True) as outer:
             assert outer.stdout is not None
             try:

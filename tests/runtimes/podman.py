@@ -43,12 +43,25 @@ class Podman:
     def argv(self, *arguments: str) -> tuple[str, ...]:
         """podman's argv."""
         storage = str(self.node.directory / "podman")
-        return ("podman", "--root", storage, "--runroot", "/run/podman", "--tmpdir", "/run/libpod", "--runtime", "crun", *arguments)
+        return (
+            "podman",
+            "--root",
+            storage,
+            "--runroot",
+            "/run/podman",
+            "--tmpdir",
+            "/run/libpod",
+            "--runtime",
+            "crun",
+            *arguments,
+        )
 
     def start(self, name: str, ports: Sequence[tuple[int, int]] = ()) -> Done:
         """See Runtime."""
         published = [f"--publish={outside}:{inside}" for outside, inside in ports]
-        return self.node.attempt(*self.argv("run", "-d", "--name", name, "--network", NETWORK, *published, image.NAME, *image.COMMAND))
+        return self.node.attempt(
+            *self.argv("run", "-d", "--name", name, "--network", NETWORK, *published, image.NAME, *image.COMMAND)
+        )
 
     def pid(self, name: str) -> int:
         """See Runtime."""

@@ -25,21 +25,22 @@ def proxying(node: Node, pid: int, *options: str) -> Iterator[list[dict[str, Any
     flows: list[dict[str, Any]] = []
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as proxy:
         try:
-            node.until(lambda: proxy.poll() is not None or is_open(node.netns_of(pid), "127.0.0.1", ADMIN_PORT), "a proxy that listens")
+            node.until(
+                lambda: proxy.poll() is not None or is_open(node.netns_of(pid), "127.0.0.1", ADMIN_PORT), "a proxy that listens"
+            )
             yield flows
         finally:
             # To the proxy itself: nsenter stands before it, and doesn't pass a signal on.
-            for child in _descendants(proxy.pid):
+            for child in _children(proxy.pid):
                 subprocess.run(["kill", f"-{signal.SIGTERM.value}", str(child)], check=False)
             stdout, stderr = proxy.communicate(timeout=DEADLINE_S)
             assert proxy.returncode in (0, 128 + signal.SIGTERM), stderr
         flows += [json.loads(line) for line in stdout.splitlines()]
 
 
-def _descendants(pid: int) -> list[int]:
+def _children(pid: int) -> list[int]:
     with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
-        children = [int(word) for word in file.read().split()]
-    return children
+        return [int(word) for word in file.read().split()]
 
 
 def is_open(netns: str, address: str, port: int) -> bool:
@@ -80,5 +81,3 @@ def addresses(node: Node, pid: int) -> dict[str, str]:
     shown = json.loads(node.run("nsenter", "-t", str(pid), "-n", "ip", "-json", "addr", "show", "dev", "eth0"))
     found = [each for each in shown[0]["addr_info"] if each["scope"] == "global"]
     return {"v6" if each["family"] == "inet6" else "v4": each["local"] for each in found}
-
-
