@@ -12,6 +12,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+START_DEADLINE_S = 3.0
+LOOK_S = 0.1
+RESTING_SHARE = 0.02  # of a core
 KTHREADD = 2  # parent of all kernel threads
 
 
@@ -50,7 +53,7 @@ def cpu_s(pids: Iterable[int]) -> float:
     """CPU seconds of all threads alive of these processes."""
     total_ns = 0
     for path in _task_files(pids, "schedstat"):
-        total_ns += int(_read(path).split()[0])
+        total_ns += int((_read(path) or "0").split()[0])
     return total_ns / 1e9
 
 
@@ -112,6 +115,22 @@ def family(root: int, parents: dict[int, int]) -> set[int]:
     return found
 
 
+def await_idle(root: int) -> None:
+    """Until the processes under `root` are all there and have stopped working: what they do to start is not to be measured.
+
+    One that never rests (timers) is measured with its unrest, after START_DEADLINE_S.
+    """
+    deadline = time.monotonic() + START_DEADLINE_S
+    before: tuple[list[int], float] = ([], 0.0)
+    while time.monotonic() < deadline:
+        pids = tree(root)
+        now = pids, cpu_s(pids)
+        if now[0] == before[0] and now[1] - before[1] < RESTING_SHARE * LOOK_S:
+            return
+        before = now
+        time.sleep(LOOK_S)
+
+
 @dataclass(frozen=True, slots=True)
 class _Row:
     parent: int
@@ -132,7 +151,11 @@ def parse_stat(text: str) -> _Row:
 
 def _task_files(pids: Iterable[int], name: str) -> Iterator[str]:
     for pid in pids:
-        for task in os.listdir(f"/proc/{pid}/task"):
+        try:
+            tasks = os.listdir(f"/proc/{pid}/task")
+        except FileNotFoundError:
+            continue  # ended since it was listed
+        for task in tasks:
             yield f"/proc/{pid}/task/{task}/{name}"
 
 

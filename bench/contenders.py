@@ -150,7 +150,9 @@ def _proxy_options(contender: Contender) -> tuple[str, ...]:
     options = contender.options
     if options == COPY and not offered(help_text("proxy"), *COPY) and not has_other_relays():
         options = ()
-    return options + (("--workers", str(contender.workers)) if contender.workers > 1 else ())
+    workers = ("--workers", str(contender.workers))
+    # One is what a build without the option has, and not the default of one with it.
+    return options + (workers if contender.workers > 1 or offered(help_text("proxy"), *workers) else ())
 
 
 def capture(world: World, contender: Contender) -> None:
@@ -192,6 +194,7 @@ def _running(world: World, contender: Contender, workdir: str, cpus: str | None)
     made = Running(contender, program, stats_socket)
     try:
         program.wait_listening(configs.OUTBOUND_PORT, configs.INBOUND_PORT)
+        accounting.await_idle(program.pid)
         yield made
         if contender.kind in ("envoy", "haproxy"):
             made.accepted = _ask(made)
@@ -261,10 +264,10 @@ def unserved(contender: Contender, path: Path) -> str | None:
 
 
 def own_count(said: str) -> int | None:
-    """Connections that our proxy says it accepted: the `accepted` of the JSON document it ends with."""
+    """Connections that our proxy says it accepted: `connections_opened` of the JSON document it ends with."""
     for line in reversed(said.splitlines()):
         if line.startswith("{"):
-            return int(json.loads(line)["accepted"])
+            return int(json.loads(line).get("connections_opened", 0))
     return None
 
 

@@ -150,6 +150,8 @@ def _one(world: World, path: Path, measure: Measure, contender: Contender, numbe
         stage = Stage(world, path, seconds, proxy.client_uid, settings.pins, proxy.pids, _threads(), proxy.client_cgroup)
         result = measure.run(stage)
         after = {role: tcp_counters(world.named(role)) for role in ("pod", "far")}
+        if proxy.pids != stage.proxy_pids:
+            raise Discarded("the proxy began or ended processes meanwhile: its CPU time is not known")
     counted = audit.Counted.between(before, after, proxy.accepted)
     slack = stage.concurrency + STRAY_CONNECTIONS
     if wrong := audit.complaint(counted, path.direction, proxied=contender.kind != "none", slack=slack):

@@ -11,46 +11,37 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from interceptor.errors import ConfigError, Problem
-from interceptor.values import (
-    Family,
-    IdRange,
-    Mark,
-    Network,
-    PortRange,
-    UidRule,
-    contains,
-    items,
-    join,
-    parse_cidrs,
-    parse_ids,
-    parse_ifname,
-    parse_mark,
-    parse_port,
-    parse_ports,
-    parse_uid_rules,
+from interceptor.kinds import (
+    CAPTURE_CGROUP,
+    CGROUP,
+    CIDRS,
+    EXCLUDED_CIDRS,
+    EXCLUDED_PORTS,
+    GIDS,
+    INTERFACES,
+    MARK,
+    MECHANISM,
+    OPTIONAL_MARK,
+    OPTIONAL_PORT,
+    PORT,
+    PORTS,
+    SWITCH,
+    TABLE,
+    UID_RULES,
+    UIDS,
+    Kind,
+    Names,
+    one_of,
+    option,
 )
+from interceptor.proxy_options import ProxyOptions
+from interceptor.values import Family, IdRange, Mark, Network, PortRange, UidRule, contains, join
+
+__all__ = ["FIELD", "FIELDS", "SWITCH", "Config", "Field", "Kind", "Names", "find_contradictions", "warnings"]
 
 Mechanism: TypeAlias = Literal["redirect", "tproxy", "off"]
+Outbound: TypeAlias = Literal["redirect", "tproxy", "connect", "off"]
 Backend: TypeAlias = Literal["auto", "nft", "iptables-nft", "iptables-legacy", "libiptc"]
-
-
-@dataclass(frozen=True, slots=True)
-class Names:
-    """Gives the id of a user and of a group; both raise KeyError for an unknown name."""
-
-    uid: Callable[[str], int]
-    gid: Callable[[str], int]
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """How one type of option is read from text and shown as text. `parse(show(value)) == value`."""
-
-    metavar: str
-    parse: Callable[[str, Names], Any]
-    show: Callable[[Any], str] = str
-    separator: str | None = None  # what joins several occurrences; None: the last one wins
-    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,151 +70,96 @@ class Field:
         return "interceptor.io/" + self.name.replace("_", "-")
 
 
-def _one_of(*choices: str) -> Kind:
-    def parse(text: str, _names: Names) -> str:
-        if text not in choices:
-            raise ValueError("one of " + ", ".join(choices))
-        return text
-
-    return Kind("|".join(choices), parse, choices=choices)
-
-
-def _switch(text: str, _names: Names) -> bool:
-    if text not in ("true", "false"):
-        raise ValueError("true or false")
-    return text == "true"
-
-
-def _excludable(parse: Callable[[str], Any]) -> Callable[[str, Names], Any]:
-    def parse_excluded(text: str, _names: Names) -> Any:
-        if text.strip() == "*":
-            raise ValueError("excluding everything is --inbound off or --outbound off")
-        return parse(text)
-
-    return parse_excluded
-
-
-def _cgroup(text: str, _names: Names) -> str:
-    # It stands between quotes in nft text: no quote, no control character, no backslash. nft counts its components.
-    path = text.strip("/ ")
-    if not path.isprintable() or any(character in '"\\' for character in path) or {"", ".", ".."} & set(path.split("/")):
-        raise ValueError("a cgroup v2 path below /sys/fs/cgroup, like kubepods/pod1234")
-    return path
-
-
-def _route_table(text: str, _names: Names) -> int:
-    number = int(text) if text.isascii() and text.isdigit() and len(text) <= 10 else 0
-    if not 1 <= number < 2**32 or number in (253, 254, 255):
-        raise ValueError("a routing table's number, 1 to 4294967295 without 253, 254 and 255 (default, main, local)")
-    return number
-
-
-PORT = Kind("PORT", lambda text, _: parse_port(text.strip()))
-PORTS = Kind("PORTS", lambda text, _: parse_ports(text), join, ",")
-EXCLUDED_PORTS = Kind("PORTS", _excludable(parse_ports), join, ",")
-CIDRS = Kind("CIDRS", lambda text, _: parse_cidrs(text), join, ",")
-EXCLUDED_CIDRS = Kind("CIDRS", _excludable(parse_cidrs), join, ",")
-UIDS = Kind("UIDS", lambda text, names: parse_ids(text, names.uid), join, ",")
-GIDS = Kind("GIDS", lambda text, names: parse_ids(text, names.gid), join, ",")
-UID_RULES = Kind(
-    "RULES",
-    lambda text, names: parse_uid_rules(text, names.uid),
-    lambda rules: ";".join(str(rule) for rule in rules),
-    ";",
-)
-INTERFACES = Kind("NAMES", lambda text, _: tuple(dict.fromkeys(parse_ifname(item) for item in items(text))), join, ",")
-MARK = Kind("VALUE[/MASK]", lambda text, _: parse_mark(text))
-OPTIONAL_MARK = Kind(
-    "VALUE[/MASK]",
-    lambda text, _: parse_mark(text) if text.strip() else None,
-    lambda mark: "" if mark is None else str(mark),
-)
-CGROUP = Kind("PATH", lambda text, names: _cgroup(text, names) if text.strip() else None, lambda path: path or "")
-TABLE = Kind("TABLE", _route_table)
-SWITCH = Kind("", _switch, lambda value: "true" if value else "false", choices=("true", "false"))
-MECHANISM = _one_of("redirect", "tproxy", "off")
-
-
-def _option(group: str, kind: Kind, default: Any, text: str) -> Any:
-    return dataclasses.field(default=default, metadata={"group": group, "kind": kind, "help": text})
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Config:
-    """What to capture and how. Frozen and comparable: two equal Configs give equal plans."""
+class Config(ProxyOptions):
+    """What to capture and how; and, inherited, how the proxy serves. Frozen and comparable: equal Configs give equal plans."""
 
-    outbound: Mechanism = _option("Capture", MECHANISM, "redirect", "How outbound TCP reaches the proxy.")
-    inbound: Mechanism = _option("Capture", MECHANISM, "redirect", "How inbound TCP reaches the proxy.")
-    udp: Literal["off", "tproxy"] = _option("Capture", _one_of("off", "tproxy"), "off", "Capture UDP too.")
-    dns: Literal["off", "resolv-conf", "all"] = _option(
+    outbound: Outbound = option(
         "Capture",
-        _one_of("off", "resolv-conf", "all"),
+        one_of("redirect", "tproxy", "connect", "off"),
+        "redirect",
+        "How outbound TCP reaches the proxy; connect: decided when it is connected, without rules (docs/connect.md).",
+    )
+    inbound: Mechanism = option("Capture", MECHANISM, "redirect", "How inbound TCP reaches the proxy.")
+    udp: Literal["off", "tproxy"] = option("Capture", one_of("off", "tproxy"), "off", "Capture UDP too.")
+    dns: Literal["off", "resolv-conf", "all"] = option(
+        "Capture",
+        one_of("off", "resolv-conf", "all"),
         "off",
         "Capture DNS: to the servers in resolv.conf, or to any server.",
     )
-    outbound_port: int = _option("Proxy", PORT, 15001, "The proxy's port for outbound connections.")
-    inbound_port: int = _option("Proxy", PORT, 15006, "The proxy's port for inbound connections.")
-    dns_port: int = _option("Proxy", PORT, 15053, "The proxy's port for DNS, UDP and TCP.")
-    tunnel_port: int = _option("Proxy", PORT, 15008, "The mesh's tunnel port; never captured.")
-    probe_port: int = _option("Proxy", PORT, 15002, "Destination port of `probe`; never captured from outside.")
-    proxy_uid: tuple[IdRange, ...] = _option(
+    capture_cgroup: str | None = option(
+        "Capture",
+        CAPTURE_CGROUP,
+        None,
+        "With --outbound connect: the cgroup v2 path whose processes are captured; unset: the pod's, if --netns is a pid.",
+    )
+    outbound_port: int = option("Proxy", PORT, 15001, "The proxy's port for outbound connections.")
+    inbound_port: int = option("Proxy", PORT, 15006, "The proxy's port for inbound connections.")
+    dns_port: int = option("Proxy", PORT, 15053, "The proxy's port for DNS, UDP and TCP.")
+    tunnel_port: int = option("Proxy", PORT, 15008, "The mesh's tunnel port; never captured.")
+    probe_port: int = option("Proxy", PORT, 15002, "Destination port of `probe`; never captured from outside.")
+    admin_port: int | None = option(
+        "Proxy", OPTIONAL_PORT, 15020, "The proxy's port for metrics and health; never captured from outside."
+    )
+    proxy_uid: tuple[IdRange, ...] = option(
         "Proxy", UIDS, (IdRange(1337, 1337),), "Users whose traffic is the proxy's own and never captured outbound."
     )
-    proxy_gid: tuple[IdRange, ...] = _option("Proxy", GIDS, (IdRange(1337, 1337),), "Groups likewise.")
-    proxy_mark: Mark | None = _option("Proxy", OPTIONAL_MARK, None, "The mark that the proxy sets on its sockets (SO_MARK).")
-    proxy_cgroup: str | None = _option("Proxy", CGROUP, None, "The proxy's cgroup v2 path (nft only).")
-    original_source: bool = _option(
+    proxy_gid: tuple[IdRange, ...] = option("Proxy", GIDS, (IdRange(1337, 1337),), "Groups likewise.")
+    proxy_mark: Mark | None = option("Proxy", OPTIONAL_MARK, None, "The mark that the proxy sets on its sockets (SO_MARK).")
+    proxy_cgroup: str | None = option("Proxy", CGROUP, None, "The proxy's cgroup v2 path (nft only).")
+    original_source: bool = option(
         "Proxy",
         SWITCH,
         False,
         "The proxy dials the application from the client's own address, not from 127.0.0.6 or ::6.",
     )
-    include_inbound_ports: tuple[PortRange, ...] = _option("Inbound", PORTS, (), "Capture only these ports.")
-    exclude_inbound_ports: tuple[PortRange, ...] = _option("Inbound", EXCLUDED_PORTS, (), "Leave these ports alone.")
-    exclude_inbound_cidrs: tuple[Network, ...] = _option("Inbound", EXCLUDED_CIDRS, (), "Leave clients from here alone.")
-    include_outbound_ports: tuple[PortRange, ...] = _option("Outbound", PORTS, (), "Capture only these destination ports.")
-    exclude_outbound_ports: tuple[PortRange, ...] = _option(
+    include_inbound_ports: tuple[PortRange, ...] = option("Inbound", PORTS, (), "Capture only these ports.")
+    exclude_inbound_ports: tuple[PortRange, ...] = option("Inbound", EXCLUDED_PORTS, (), "Leave these ports alone.")
+    exclude_inbound_cidrs: tuple[Network, ...] = option("Inbound", EXCLUDED_CIDRS, (), "Leave clients from here alone.")
+    include_outbound_ports: tuple[PortRange, ...] = option("Outbound", PORTS, (), "Capture only these destination ports.")
+    exclude_outbound_ports: tuple[PortRange, ...] = option(
         "Outbound", EXCLUDED_PORTS, (), "Leave these destination ports alone."
     )
-    include_outbound_cidrs: tuple[Network, ...] = _option("Outbound", CIDRS, (), "Capture only these destinations.")
-    exclude_outbound_cidrs: tuple[Network, ...] = _option("Outbound", EXCLUDED_CIDRS, (), "Leave these destinations alone.")
-    include_uids: tuple[IdRange, ...] = _option("Outbound", UIDS, (), "Capture only what these users send.")
-    exclude_uids: tuple[IdRange, ...] = _option("Outbound", UIDS, (), "Leave alone what these users send.")
-    include_gids: tuple[IdRange, ...] = _option("Outbound", GIDS, (), "Capture only what these groups send.")
-    exclude_gids: tuple[IdRange, ...] = _option("Outbound", GIDS, (), "Leave alone what these groups send.")
-    exclude_outbound_for_uids: tuple[UidRule, ...] = _option(
+    include_outbound_cidrs: tuple[Network, ...] = option("Outbound", CIDRS, (), "Capture only these destinations.")
+    exclude_outbound_cidrs: tuple[Network, ...] = option("Outbound", EXCLUDED_CIDRS, (), "Leave these destinations alone.")
+    include_uids: tuple[IdRange, ...] = option("Outbound", UIDS, (), "Capture only what these users send.")
+    exclude_uids: tuple[IdRange, ...] = option("Outbound", UIDS, (), "Leave alone what these users send.")
+    include_gids: tuple[IdRange, ...] = option("Outbound", GIDS, (), "Capture only what these groups send.")
+    exclude_gids: tuple[IdRange, ...] = option("Outbound", GIDS, (), "Leave alone what these groups send.")
+    exclude_outbound_for_uids: tuple[UidRule, ...] = option(
         "Outbound",
         UID_RULES,
         (),
         "Leave alone [proto:[ports:]]uids, like tcp:80,443:1000-1010; separate several by ';'.",
     )
-    exclude_interfaces: tuple[str, ...] = _option("Interfaces", INTERFACES, (), "Leave these interfaces alone, both ways.")
-    virtual_interfaces: tuple[str, ...] = _option(
+    exclude_interfaces: tuple[str, ...] = option("Interfaces", INTERFACES, (), "Leave these interfaces alone, both ways.")
+    virtual_interfaces: tuple[str, ...] = option(
         "Interfaces", INTERFACES, (), "Capture what comes in here as outbound (docker0, a KubeVirt bridge)."
     )
-    ip_family: Literal["auto", "v4", "v6", "dual"] = _option(
+    ip_family: Literal["auto", "v4", "v6", "dual"] = option(
         "IP families",
-        _one_of("auto", "v4", "v6", "dual"),
+        one_of("auto", "v4", "v6", "dual"),
         "auto",
         "The families to capture; auto: those the kernel has.",
     )
-    uncovered_family: Literal["block", "bypass"] = _option(
-        "IP families", _one_of("block", "bypass"), "block", "What becomes of traffic of a family that is not captured."
+    uncovered_family: Literal["block", "bypass"] = option(
+        "IP families", one_of("block", "bypass"), "block", "What becomes of traffic of a family that is not captured."
     )
-    conntrack_timeouts: bool = _option(
+    conntrack_timeouts: bool = option(
         "Kernel",
         SWITCH,
         True,
         "Forget reset connections at once, so that a reused source port is captured; docs/decisions/0002.",
     )
-    drop_invalid: bool = _option("Kernel", SWITCH, False, "Drop packets that conntrack calls invalid.")
-    log_rules: bool = _option("Kernel", SWITCH, False, "Log each captured or dropped connection in the kernel's log.")
-    tproxy_mark: Mark = _option(
+    drop_invalid: bool = option("Kernel", SWITCH, False, "Drop packets that conntrack calls invalid.")
+    log_rules: bool = option("Kernel", SWITCH, False, "Log each captured or dropped connection in the kernel's log.")
+    tproxy_mark: Mark = option(
         "Kernel", MARK, Mark(1337, 0xFFF), "Mark for TPROXY's policy route; this one and the next two values are used."
     )
-    tproxy_table: int = _option("Kernel", TABLE, 133, "Routing table for TPROXY.")
-    backend: Backend = _option(
-        "Kernel", _one_of("auto", "nft", "iptables-nft", "iptables-legacy", "libiptc"), "auto", "What writes the rules."
+    tproxy_table: int = option("Kernel", TABLE, 133, "Routing table for TPROXY.")
+    backend: Backend = option(
+        "Kernel", one_of("auto", "nft", "iptables-nft", "iptables-legacy", "libiptc"), "auto", "What writes the rules."
     )
 
     def __post_init__(self) -> None:
@@ -243,7 +179,8 @@ class Config:
 
 FIELDS: tuple[Field, ...] = tuple(
     Field(field.name, field.metadata["kind"], field.default, field.metadata["help"], field.metadata["group"])
-    for field in dataclasses.fields(Config)
+    # Those of the capture first, as they stand here.
+    for field in sorted(dataclasses.fields(Config), key=lambda field: field.name in ProxyOptions.__dataclass_fields__)
 )
 FIELD: dict[str, Field] = {field.name: field for field in FIELDS}
 
@@ -265,10 +202,12 @@ def _problem(name: str, value: Any, expected: str) -> Problem:
     return Problem(FIELD[name].flag, FIELD[name].kind.show(value), expected)
 
 
-def _equal_ports(ports: Mapping[str, int]) -> list[Problem]:
+def _equal_ports(ports: Mapping[str, int | None]) -> list[Problem]:
     taken: dict[int, str] = {}
     problems = []
     for name, port in ports.items():
+        if port is None:
+            continue
         if port in taken:
             problems.append(_problem(name, port, f"is {FIELD[taken[port]].flag} too; the proxy's ports must differ"))
         taken.setdefault(port, name)
@@ -321,7 +260,35 @@ def _virtual_loopback(virtual: Sequence[str]) -> Iterator[Problem]:
         yield Problem("--virtual-interfaces", "lo", "the loopback interface is no virtual interface")
 
 
-PROXY_PORTS = ("outbound_port", "inbound_port", "dns_port", "tunnel_port", "probe_port")
+def _header_for_nobody(version: str, ports: Sequence[PortRange], cidrs: Sequence[Network]) -> Iterator[Problem]:
+    wanting = {"upstream_proxy_protocol_ports": ports, "upstream_proxy_protocol_cidrs": cidrs}
+    if version == "off":
+        for name, value in wanting.items():
+            if value:
+                yield _problem(name, value, "which header? give --upstream-proxy-protocol v1 or v2")
+    elif not any(wanting.values()):
+        expected = "sent to nobody: give --upstream-proxy-protocol-ports, or -cidrs; a server that does not expect it breaks"
+        yield _problem("upstream_proxy_protocol", version, expected)
+
+
+NOT_AT_CONNECT = {
+    "exclude_interfaces": "--outbound connect decides before the route is known; exclude CIDRs, or use redirect",
+    "virtual_interfaces": "what comes in from there is connected elsewhere; --outbound redirect or tproxy captures it",
+    "log_rules": "--outbound connect has no packet to log; --outbound redirect or tproxy has",
+}
+
+
+def _not_at_connect(name: str) -> Callable[[Any, Outbound], Iterator[Problem]]:
+    """At connect() there is no packet yet: no interface, nothing that others send, nothing to log."""
+
+    def check(value: Any, outbound: Outbound) -> Iterator[Problem]:
+        if outbound == "connect" and value:
+            yield _problem(name, value, NOT_AT_CONNECT[name])
+
+    return check
+
+
+PROXY_PORTS = ("outbound_port", "inbound_port", "dns_port", "tunnel_port", "probe_port", "admin_port")
 # Each with the options whose values it is called with: it cannot look at others.
 _CHECKS: tuple[tuple[Callable[..., Iterable[Problem]], tuple[str, ...]], ...] = (
     *(
@@ -334,6 +301,8 @@ _CHECKS: tuple[tuple[Callable[..., Iterable[Problem]], tuple[str, ...]], ...] = 
     (_like_marks, ("proxy_mark", "tproxy_mark")),
     (_virtual_and_excluded, ("virtual_interfaces", "exclude_interfaces")),
     (_virtual_loopback, ("virtual_interfaces",)),
+    *((_not_at_connect(name), (name, "outbound")) for name in NOT_AT_CONNECT),
+    (_header_for_nobody, ("upstream_proxy_protocol", "upstream_proxy_protocol_ports", "upstream_proxy_protocol_cidrs")),
 )
 
 

@@ -51,6 +51,13 @@ class Resolved:
     config: Config
     origin: dict[str, str]
 
+    def shown(self) -> dict[str, dict[str, str]]:
+        """Option -> its value as text, and where it came from."""
+        return {
+            row.name: {"value": row.kind.show(getattr(self.config, row.name)), "origin": self.origin[row.name]}
+            for row in FIELDS
+        }
+
 
 def resolve(
     *,

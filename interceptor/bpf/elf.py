@@ -129,8 +129,9 @@ def _symbols(sections: list[_Section]) -> list[_Symbol]:
 def _relocations(sections: list[_Section], symbols: list[_Symbol], map_at: dict[int, str]) -> dict[str, list[Relocation]]:
     found: dict[str, list[Relocation]] = {}
     for section in sections:
-        if section.kind != SHT_REL or section.name.startswith(".rel."):
-            continue  # of debug and unwind sections
+        # Only of relocations is `target` a section's number.
+        if section.kind != SHT_REL or sections[section.target].name.startswith("."):
+            continue  # debug sections
         code = sections[section.target]
         for offset, info in struct.iter_unpack("<QQ", section.content):
             symbol = symbols[info >> 32]

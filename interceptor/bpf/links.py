@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from interceptor.bpf.maps import Map, describe
 from interceptor.bpf.programs import Program
-from interceptor.bpf.syscall import LINK_CREATE, LINK_UPDATE, OBJ_GET, OBJ_PIN, BpfError, Buffer, bpf, c_string
+from interceptor.bpf.syscall import LINK_CREATE, LINK_DETACH, LINK_UPDATE, OBJ_GET, OBJ_PIN, BpfError, Buffer, bpf, c_string
 
 BPFFS_MAGIC = 0xCAFE4A11  # linux/magic.h
 ATTR_SIZE = 64
@@ -29,6 +29,10 @@ class Link:
     def close(self) -> None:
         """Detach, unless it is pinned."""
         os.close(self.descriptor)
+
+    def detach(self) -> None:
+        """Stop the program now: closing and unpinning only let the kernel do so soon. Linux 5.9. Raises OSError."""
+        bpf(LINK_DETACH, struct.pack("=I", self.descriptor))
 
     def replace(self, program: Program) -> None:
         """Run `program` instead, with no packet in between that sees neither. Raises OSError."""

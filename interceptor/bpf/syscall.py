@@ -29,6 +29,7 @@ OBJ_GET_INFO_BY_FD = 15
 MAP_FREEZE = 22
 LINK_CREATE = 28
 LINK_UPDATE = 29
+LINK_DETACH = 34
 
 # The numbers of syscall(2) itself, which libc gives no name: asm/unistd_64.h, asm-generic/unistd.h.
 SYSCALL_NUMBERS = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "s390x": 351}

@@ -7,7 +7,6 @@ import click
 from interceptor import netns as namespaces
 from interceptor.cli.options import ConfiguredCommand, common_options, config_options
 from interceptor.cli.output import print_json, print_table
-from interceptor.config import FIELDS
 from interceptor.sources import Resolved
 
 
@@ -19,10 +18,10 @@ def command(resolved: Resolved, netns: str | None, as_json: bool) -> int:
     if netns is not None:
         # Options do not depend on it; that it is there is all that can be said.
         namespaces.require(namespaces.locate(netns))
-    shown = {row: row.kind.show(getattr(resolved.config, row.name)) for row in FIELDS}
+    shown = resolved.shown()
     if as_json:
-        print_json({row.name: {"value": text, "origin": resolved.origin[row.name]} for row, text in shown.items()})
+        print_json(shown)
     else:
-        lines = [(row.name, text or "-", resolved.origin[row.name]) for row, text in shown.items()]
+        lines = [(name, one["value"] or "-", one["origin"]) for name, one in shown.items()]
         print_table([("OPTION", "VALUE", "FROM"), *lines])
     return 0

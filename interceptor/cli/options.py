@@ -14,6 +14,7 @@ import click
 
 from interceptor.config import FIELDS, SWITCH, Field
 from interceptor.errors import ConfigError, Problem
+from interceptor.proxy_options import PROXY_GROUPS
 from interceptor.sources import resolve
 
 Function: TypeAlias = Callable[..., Any]
@@ -75,7 +76,9 @@ class ConfigOption(click.Option):
 
 
 class ConfiguredCommand(click.Command):
-    """Shows the options of FIELDS in --help under their groups, after the command's own."""
+    """Shows the options of FIELDS in --help under their groups, after the command's own; those of the proxy elsewhere."""
+
+    hidden_groups: tuple[str, ...] = PROXY_GROUPS
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write one section a group."""
@@ -84,7 +87,14 @@ class ConfiguredCommand(click.Command):
         ours = [parameter for parameter in parameters if isinstance(parameter, ConfigOption)]
         _section(ctx, formatter, "Options", own)
         for group, options in itertools.groupby(ours, key=lambda option: option.row.group):
-            _section(ctx, formatter, group, options)
+            if group not in self.hidden_groups:
+                _section(ctx, formatter, group, options)
+
+
+class ProxyCommand(ConfiguredCommand):
+    """A command that has a proxy: shows its options too."""
+
+    hidden_groups = ()
 
 
 def _section(ctx: click.Context, formatter: click.HelpFormatter, title: str, parameters: Any) -> None:

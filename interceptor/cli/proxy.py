@@ -13,19 +13,18 @@ from typing import Any
 import click
 
 from interceptor import capture
-from interceptor.cli.options import ConfiguredCommand, NotingOption, common_options, config_options
+from interceptor.cli.options import ProxyCommand, common_options, config_options
 from interceptor.config import Config
 from interceptor.errors import Problem
 from interceptor.netns import enter_for_good, locate
 from interceptor.proxy import cpus
 from interceptor.proxy.configured import settings as configured
-from interceptor.proxy.relay.choice import RELAY_NAMES, choose
+from interceptor.proxy.limits import choose_total, raise_descriptor_limit
+from interceptor.proxy.relay.choice import choose
 from interceptor.proxy.serve import serve
 from interceptor.proxy.settings import ListenFamily, ProxySettings
 from interceptor.sources import Resolved, local_names
 from interceptor.values import Family, parse_id
-
-DRAIN_DEADLINE_MAX_S = 86400  # a day; Kubernetes' own grace period is 30 s
 
 
 def _judge(own: Mapping[str, Any], good: Mapping[str, Any]) -> Iterator[Problem]:
@@ -35,77 +34,45 @@ def _judge(own: Mapping[str, Any], good: Mapping[str, Any]) -> Iterator[Problem]
         _ids(own["user"] or "root")
     except ValueError as error:
         yield Problem("--user", own["user"], f"{error}; UID or UID:GID, or root")
-    deadline = own["drain_deadline"]
-    if deadline is not None and not 0 <= deadline <= DRAIN_DEADLINE_MAX_S:  # NaN is not
-        yield Problem("--drain-deadline", str(deadline), f"seconds, from 0 to {DRAIN_DEADLINE_MAX_S}")
 
 
-@click.command(cls=ConfiguredCommand)
+@click.command(cls=ProxyCommand)
 @click.option(
     "--user",
     metavar="UID[:GID]",
     help="Become this user once the ports are open; `root` stays. [the first --proxy-uid and -gid]",
 )
-@click.option(
-    "--drain-deadline",
-    cls=NotingOption,
-    type=float,
-    default=5.0,
-    metavar="S",
-    help="After SIGTERM, wait this long. [5]",
-)
-@click.option(
-    "--idle-timeout", type=click.FloatRange(0, min_open=True), metavar="S", help="Reset flows idle for so long. [never]"
-)
-@click.option(
-    "--workers",
-    type=click.IntRange(1),
-    metavar="N",
-    help="Processes that share the ports. [the processors this cgroup may use]",
-)
-@click.option("--relay", type=click.Choice(RELAY_NAMES), default="auto", help="What moves the bytes. [auto]")
-@click.option(
-    "--packet-pins",
-    metavar="DIR",
-    help="Keep spliced flows in this BPF file system for the next proxy, when this one ends or dies. [they end with it]",
-)
 @common_options
 @functools.partial(config_options, judge=_judge)
-def command(
-    resolved: Resolved,
-    netns: str | None,
-    as_json: bool,
-    user: str | None,
-    workers: int | None,
-    **limits: Any,
-) -> int:
-    """Forward captured connections to their original destinations; print one JSON line for each on stdout.
+def command(resolved: Resolved, netns: str | None, as_json: bool, user: str | None) -> int:
+    """Forward captured connections to their original destinations; print one JSON line for each on stdout, as they end.
 
     Ends on SIGTERM or SIGINT, when the connections have ended or the deadline has passed. The counters are printed then,
     on stderr (with --json as one JSON document).
     """
-    settings = dataclasses.replace(
-        _settings(resolved.config, netns, user),
-        drain_deadline_s=limits["drain_deadline"],
-        idle_timeout_s=limits["idle_timeout"],
-        relay=limits["relay"],
-        packet_pins=limits["packet_pins"],
-    )
+    settings = _settings(resolved.config, netns, user)
+    workers = resolved.config.workers or cpus.available()
+    limit = choose_total(settings.max_connections, raise_descriptor_limit(), workers)
     if netns is not None:
         enter_for_good(locate(netns))
-    names = ", ".join(str(listener) for listener in settings.listeners)
-    count = workers or cpus.available()
-    relay = choose(settings.relay, count, settings.packet_pins)
-    settings = dataclasses.replace(settings, relay=relay.name)
-
-    def announce() -> None:
-        print(
-            f"interceptor: listening: {names}; workers: {count}; relay: {relay.name}: {relay.reason}",
-            file=sys.stderr,
-            flush=True,
-        )
-
-    code, counted = serve(settings, count, sys.stdout.fileno(), announce, relay.attached)
+    relay = choose(settings.relay, workers, settings.packet_pins)
+    settings = dataclasses.replace(settings, max_connections=limit.connections, relay=relay.name)
+    names = [str(listener) for listener in settings.listeners]
+    names += [f"admin {settings.admin_port}"] if settings.admin_port is not None else []
+    said = [
+        f"listening: {', '.join(names)}",
+        f"workers: {workers}",
+        f"relay: {relay.name}: {relay.reason}",
+        f"connections a worker: {limit.connections}: {limit.reason}",
+    ]
+    code, counted = serve(
+        settings,
+        workers,
+        sys.stdout.fileno(),
+        lambda: print(f"interceptor: {'; '.join(said)}", file=sys.stderr, flush=True),
+        resolved.shown(),
+        relay.attached,
+    )
     print(json.dumps(counted) if as_json else f"interceptor: {counted}", file=sys.stderr)
     return code
 

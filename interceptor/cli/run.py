@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 import click
 
-from interceptor.cli.options import ConfiguredCommand, common_options, config_options
+from interceptor.cli.options import ProxyCommand, common_options, config_options
 from interceptor.errors import ConfigError, Problem
 from interceptor.sources import Resolved
 
@@ -30,7 +30,7 @@ def _judge(own: Mapping[str, Any], good: Mapping[str, Any]) -> Iterator[Problem]
         yield Problem("--flows", path, "a file that can be written; this one, or its directory, can't be")
 
 
-@click.command(cls=ConfiguredCommand, context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False})
+@click.command(cls=ProxyCommand, context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False})
 @click.option("--flows", metavar="FILE", help="Write the flows to FILE as JSON lines ('-': standard output); print no table.")
 @click.argument("argv", metavar="[--] CMD [ARG]...", nargs=-1, required=True, type=click.UNPROCESSED)
 @functools.partial(

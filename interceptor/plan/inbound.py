@@ -1,6 +1,6 @@
 """The inbound half of the plan: what others send to this namespace. One short function a concern.
 
-The order: tunnel and probe ports, excluded interface (at the hook), excluded source CIDR, excluded port, included ports.
+The order: tunnel, probe and admin ports, excluded interface (at the hook), excluded source CIDR, excluded port, included ports.
 """
 
 from __future__ import annotations
@@ -32,7 +32,10 @@ def _own_ports(config: Config, protos: tuple[Proto, ...]) -> Iterator[Rule]:
     for port, why, option in (
         (config.tunnel_port, "the mesh's tunnel is never captured", "--tunnel-port"),
         (config.probe_port, "probes from outside are never captured", "--probe-port"),
+        (config.admin_port, "metrics and health are never captured", "--admin-port"),
     ):
+        if port is None:
+            continue
         yield Rule(Match(proto=Proto.TCP, dports=(PortRange(port, port),)), Return(), why, option)
 
 

@@ -15,15 +15,18 @@ from interceptor.proxy import closing
 from interceptor.proxy.flows import Flow, errno_name
 from interceptor.proxy.hooks import HEARD_SIZE
 from interceptor.proxy.loop import STREAM
+from interceptor.proxy.metrics import OWNERS_SKIPPED
+from interceptor.proxy.peek import NOTHING, Names, Peek
 from interceptor.proxy.relay.base import Running
 from interceptor.proxy.session import TRANSITIONS, Command, Event, IllegalEvent, Reason, State
 from interceptor.proxy.upstream import UpstreamError, connect
-from interceptor.sockets import SockAddr, pending_error
+from interceptor.sockets import SockAddr, normal, pending_error
 
 if TYPE_CHECKING:
     from interceptor.proxy.acceptor import Acceptor
     from interceptor.proxy.netlink import SocketOwner
     from interceptor.proxy.owner import Process
+    from interceptor.proxy.settings import Direction
 
 TROUBLE = EPOLLERR | EPOLLHUP
 
@@ -39,18 +42,25 @@ class Connection:
     __slots__ = (
         "_acceptor",
         "_broken",
-        "_destination",
+        "_connect_s",
+        "_counted_received",
+        "_counted_sent",
+        "_dialled_at",
+        "_dns_name",
         "_error",
         "_first",
         "_owner",
+        "_peek",
         "_process",
         "_reason",
+        "_upstream_events",
         "_upstream_local",
         "client",
         "client_address",
         "lasts",
         "moved_at",
         "moved_before",
+        "names",
         "original_dst",
         "running",
         "start",
@@ -66,8 +76,14 @@ class Connection:
         self.client_address = client_address
         self.original_dst = original_dst
         self.start = start  # time.monotonic()
-        self._destination = original_dst
         self.state = NEW
+        self._dns_name: str | None = None
+        self._dialled_at = start
+        self._connect_s: float | None = None
+        self.names = NOTHING  # what the client wrote first, if that was looked at
+        self._peek: Peek | None = None
+        self._upstream_events = 0  # told while there is no relay yet that could be told
+        self._counted_sent = self._counted_received = 0
         self.upstream: SocketType | None = None
         self.running: Running | None = None
         self._upstream_local: SockAddr | None = None
@@ -82,12 +98,19 @@ class Connection:
         self.moved_at = start
         self.lasts = False
 
-    def begin(self, destination: SockAddr) -> None:
-        """Dial `destination`: the original one, but for DNS the resolver."""
-        self._destination = destination
+    @property
+    def direction(self) -> Direction:
+        """Seen from the pod."""
+        return self._acceptor.direction
+
+    def begin(self) -> None:
+        """Dial the original destination, or listen to the client first."""
         runtime = self._acceptor.runtime
         if self._acceptor.direction != "inbound":
             self._know_owner()
+            # Now: by the end of a long connection, the name may be forgotten or the address another's.
+            if runtime.names is not None:
+                self._dns_name = runtime.names.name_of(self.original_dst[0])
         self.feed(ACCEPTED if runtime.hooks.hear is None else ACCEPTED_UNHEARD)
 
     def resume(self, upstream: SocketType, running: Running) -> None:
@@ -103,15 +126,26 @@ class Connection:
             state, commands, reason = TRANSITIONS[self.state][event]
         except KeyError:
             raise IllegalEvent(self.state, event) from None
-        if reason is not None:
-            self._reason = reason
-            if event is CLIENT_FAILED or event is UPSTREAM_FAILED:
-                self._broken = event
-            if number and self._error is None:
-                self._error = errno_name(number)
         self.state = state
+        if reason is not None:
+            self._note_end(event, reason, number)
         for command in commands:
             CARRY_OUT[command](self)
+
+    def _note_end(self, event: Event, reason: Reason, number: int) -> None:
+        self._reason = reason
+        if event is CLIENT_FAILED or event is UPSTREAM_FAILED:
+            self._broken = event
+        if number and self._error is None:
+            self._error = errno_name(number)
+
+    def count_moved(self) -> None:
+        """Count the bytes that were moved since this was last called."""
+        running = self.running
+        if running is not None:
+            sent, received = running.sent, running.received
+            self._acceptor.counts.moved(sent - self._counted_sent, received - self._counted_received)
+            self._counted_sent, self._counted_received = sent, received
 
     def watch_client(self) -> None:
         """Notice a client that gives up before there is a relay. Most upstreams open before that is worth its cost."""
@@ -140,14 +174,17 @@ class Connection:
             self.feed(CLIENT_FAILED, pending_error(self.client) or errno.ECONNRESET)
         elif self.state is State.LISTENING:
             self._hear()
+        elif self._peek is not None:
+            self._peek.client_ready()
 
     def _dial(self) -> None:
         acceptor = self._acceptor
         runtime = acceptor.runtime
+        self._dialled_at = time.monotonic()
         try:
-            upstream = runtime.open_upstream(acceptor.direction, self.client_address, self._destination)
+            upstream = runtime.open_upstream(acceptor.direction, self.client_address, self.original_dst)
             self._first = runtime.relay.prepare(self.client, upstream)
-            connect(upstream, self._destination)
+            connect(upstream, self.original_dst)
         except UpstreamError as error:
             self._error = str(error)
             self.feed(Event.UPSTREAM_REFUSED)
@@ -159,6 +196,11 @@ class Connection:
         upstream = self.upstream
         if upstream is None:
             return
+        if self._peek is not None:
+            self._upstream_events |= events
+            if events & ~EPOLLOUT:
+                self._peek.upstream_ready()
+            return
         number = 0
         if events & TROUBLE:
             number = _connect_error(upstream)
@@ -166,7 +208,7 @@ class Connection:
             return
         if not number:
             self._upstream_local = upstream.getsockname()
-            if self._upstream_local == self._destination:
+            if self._upstream_local == self.original_dst:
                 # TCP's simultaneous open lets a socket connect to itself when its port was picked as its own destination.
                 number = errno.ECONNREFUSED
         if number:
@@ -176,18 +218,45 @@ class Connection:
         acceptor = self._acceptor
         if acceptor.direction == "inbound":
             self._know_owner()
+        now = time.monotonic()
+        self._connect_s = now - self._dialled_at
+        acceptor.counts.connected(self._connect_s, now - self.start)
         opened = acceptor.runtime.hooks.opened
         if opened is not None:
             opened(self)
         self.feed(UPSTREAM_OPEN)
         if events != EPOLLOUT:
+            # To the relay; or, when the client's first bytes are looked at before there is one, to ourselves.
             acceptor.runtime.loop.tell(upstream.fileno(), events)
 
     def _start_relay(self) -> None:
+        settings = self._acceptor.runtime.settings
+        if not settings.peek:
+            self._relay()
+            return
+        peek = Peek(self.client, settings.peek, self._acceptor.runtime.loop.later, self._first)
+        names = peek.start(self._names_known)
+        if names is None:
+            self._peek = peek
+            self.watch_client()
+        else:
+            self.names = names
+            self._relay()
+
+    def _names_known(self, names: Names) -> None:
+        self._peek = None
+        self.names = names
+        self._relay()
+        events, self._upstream_events = self._upstream_events, 0
+        if events and self.upstream is not None:
+            self._acceptor.runtime.loop.tell(self.upstream.fileno(), events)
+
+    def _relay(self) -> None:
         assert self.upstream is not None
         runtime = self._acceptor.runtime
         preface = runtime.hooks.preface
         self.running = running = runtime.relay.join(self.client, self.upstream, self)
+        self._acceptor.counts.relaying(running.name)
         first, self._first = self._first, b""
         running.start(first if preface is None else preface(self) + first)
 
@@ -208,6 +277,9 @@ class Connection:
 
     def _reset(self) -> None:
         loop = self._acceptor.runtime.loop
+        if self._peek is not None:
+            self._peek.stop()
+            self._peek = None
         if self.running is not None:
             self.running.stop()
         else:
@@ -226,12 +298,15 @@ class Connection:
         runtime = self._acceptor.runtime
         owners = runtime.owners
         if not owners.credit and not owners.renewed(self.start):
-            runtime.counters.owners_skipped += 1
+            runtime.counts.add(OWNERS_SKIPPED)
             return
         if self._acceptor.direction == "inbound":
             self._owner = owners.of_application(self.original_dst)
         else:
-            self._owner = owners.of_client(self.client_address, self.original_dst)
+            # The client's own view: only NAT lets it believe that it talks to the original destination.
+            rewritten = self._acceptor.listener.mode == "connect"
+            remote = normal(self.client.getsockname()) if rewritten else self.original_dst
+            self._owner = owners.of_client(self.client_address, remote)
         if self._owner is not None and owners.may_search(self.start):
             runtime.loop.postpone(self._find_process)
 
@@ -239,34 +314,51 @@ class Connection:
         if self._owner is not None and self.state is not CLOSED:
             self._process = self._acceptor.runtime.owners.process(self._owner)
 
+    def flow_so_far(self) -> Flow:
+        """The record of a connection that is still open. From any thread: it changes nothing."""
+        return self._flow("open", time.monotonic() - self.start)
+
     def _report(self) -> None:
-        acceptor, running, owner, process = self._acceptor, self.running, self._owner, self._process
+        acceptor = self._acceptor
         runtime = acceptor.runtime
-        now = time.monotonic()
+        now, running = time.monotonic(), self.running
         ended_at = running.ended_at if running is not None else None
         duration_s = (now if ended_at is None else ended_at) - self.start
-        runtime.record(
-            Flow(
-                time.time() - (now - self.start),
-                "tcp",
-                acceptor.direction,
-                acceptor.listener,
-                self.client_address,
-                self.original_dst,
-                self._upstream_local,
-                running.sent if running is not None else 0,
-                running.received if running is not None else 0,
-                duration_s * 1000,
-                self._reason.value,
-                self._error,
-                owner.uid if owner is not None else None,
-                process.pid if process is not None else None,
-                process.command if process is not None else None,
-                running.name if running is not None else None,
-            )
-        )
+        reason = self._reason.text
+        acceptor.counts.closed(reason, duration_s)
+        if running is not None:
+            self.count_moved()
+            acceptor.counts.relayed(running.name)
+        runtime.record(self._flow(reason, duration_s))
         self.running = None
         acceptor.ended(self)
+
+    def _flow(self, reason: str, duration_s: float) -> Flow:
+        acceptor, running, owner, process, names = self._acceptor, self.running, self._owner, self._process, self.names
+        return Flow(
+            time.time() - (time.monotonic() - self.start),
+            "tcp",
+            acceptor.direction,
+            acceptor.listener,
+            self.client_address,
+            self.original_dst,
+            self._upstream_local,
+            running.sent if running is not None else 0,
+            running.received if running is not None else 0,
+            duration_s * 1000,
+            reason,
+            self._error,
+            owner.uid if owner is not None else None,
+            process.pid if process is not None else None,
+            process.command if process is not None else None,
+            running.name if running is not None else None,
+            None if self._connect_s is None else self._connect_s * 1000,
+            None,
+            names.sni,
+            names.alpn,
+            names.host,
+            self._dns_name,
+        )
 
 
 def _connect_error(upstream: SocketType) -> int:

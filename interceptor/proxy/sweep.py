@@ -13,6 +13,7 @@ from interceptor.proxy.connection import Connection
 from interceptor.proxy.hooks import HEAR_TIMEOUT_S
 from interceptor.proxy.loop import Loop
 from interceptor.proxy.session import Event, State
+from interceptor.proxy.settings import ProxySettings
 from interceptor.proxy.upstream import notice_dead_peer
 
 # While its upstream is being opened, a client that gives up is noticed after this long.
@@ -26,15 +27,17 @@ QUARTERS = 4
 class Sweep:
     """All connections of one proxy. `add` them when they begin, `remove` them when they have ended."""
 
-    def __init__(self, loop: Loop, connect_timeout_s: float, idle_timeout_s: float | None) -> None:
+    def __init__(self, loop: Loop, settings: ProxySettings) -> None:
         self.connections: set[Connection] = set()
         self.on_empty: Callable[[], None] | None = None  # called whenever the last connection has ended
         self._loop = loop
-        self._connect_timeout_s = connect_timeout_s
-        self._idle_timeout_s = idle_timeout_s
+        self._connect_timeout_s = settings.connect_timeout_s
+        self._idle_timeout_s = settings.idle_timeout_s
+        self._keepalive_s = settings.keepalive_s
         self._opening: list[Connection] = []  # and those begun since the last look, whatever became of them
-        self._opening_tick_s = min(OPENING_TICK_S, connect_timeout_s / QUARTERS)
-        self._lasting_tick_s = LASTING_TICK_S if idle_timeout_s is None else min(LASTING_TICK_S, idle_timeout_s / QUARTERS)
+        self._opening_tick_s = min(OPENING_TICK_S, settings.connect_timeout_s / QUARTERS)
+        limits_s = [limit for limit in (settings.idle_timeout_s, settings.keepalive_s) if limit is not None]
+        self._lasting_tick_s = min(LASTING_TICK_S, *(limit / QUARTERS for limit in limits_s), LASTING_TICK_S)
         self._looks_at_lasting = False
 
     def add(self, connection: Connection) -> None:
@@ -68,19 +71,21 @@ class Sweep:
     def _look_at_lasting(self) -> None:
         now = time.monotonic()
         for connection in tuple(self.connections):
-            if connection.running is None:
+            if connection.state < State.RELAYING:
                 continue
-            moved = connection.running.sent + connection.running.received
+            running = connection.running
+            moved = 0 if running is None else running.sent + running.received  # None: its first bytes are awaited
             if moved != connection.moved_before:
                 connection.moved_before = moved
                 connection.moved_at = now
+                connection.count_moved()
             elif self._idle_timeout_s is not None and now - connection.moved_at >= self._idle_timeout_s:
                 connection.feed(Event.TIME_UP)
-            elif not connection.lasts and connection.running.asks_peers:
+            elif not connection.lasts and self._keepalive_s is not None and running is not None and running.asks_peers:
                 connection.lasts = True
                 with suppress(OSError):  # reset meanwhile: the relay is about to report it
-                    notice_dead_peer(connection.client)
-                    notice_dead_peer(connection.upstream)
+                    notice_dead_peer(connection.client, self._keepalive_s)
+                    notice_dead_peer(connection.upstream, self._keepalive_s)
         self._looks_at_lasting = bool(self.connections)
         if self._looks_at_lasting:
             self._loop.later(self._lasting_tick_s, self._look_at_lasting)

@@ -7,9 +7,11 @@ Inbound that address is the application's own, and taken: replies leave by the l
 
 from __future__ import annotations
 
+import errno
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from select import EPOLLIN
 from typing import TypeAlias
 
@@ -17,13 +19,15 @@ from interceptor.errors import NetnsError
 from interceptor.proxy.flows import Flow, errno_name
 from interceptor.proxy.listeners import BoundListener
 from interceptor.proxy.loop import Scheduled
+from interceptor.proxy.metrics import RECEIVED, REFUSED, SENT, UDP_CLOSED, UDP_OPENED
 from interceptor.proxy.netlink import SocketOwner
 from interceptor.proxy.original_dst import DirectDial, refuse_loop
 from interceptor.proxy.owner import Process
+from interceptor.proxy.raw_icmp import tell_unreachable
 from interceptor.proxy.raw_udp import reply
 from interceptor.proxy.runtime import Runtime
 from interceptor.proxy.upstream import PASSTHROUGH_V4, PASSTHROUGH_V6, UpstreamError
-from interceptor.sockets import Address, address, original_dst_of, receive_errors, set_mark, set_transparent
+from interceptor.sockets import Address, address, forget_errors, original_dst_of, receive_errors, set_mark, set_transparent
 
 OnUdpEnd: TypeAlias = Callable[[Address, Address], None]
 
@@ -58,7 +62,7 @@ class UdpRelay:
                 return  # nothing left; or an ICMP error about a reply, which concerns a flow that will time out
             destination = original_dst_of(ancillary)
             if destination is None:
-                self._runtime.counters.refused["no_original_dst"] += 1
+                self._runtime.counts.add(REFUSED, "no_original_dst")
                 continue
             flow = self._flow(address(sockaddr), destination)
             if flow is not None:
@@ -68,22 +72,23 @@ class UdpRelay:
         flow = self._flows.get((client, destination))
         if flow is not None:
             return flow
-        refused = self._runtime.counters.refused
+        counts = self._runtime.counts
         settings, listener = self._runtime.settings, self._bound.listener
         try:
             refuse_loop(destination.sockaddr, settings.own_ports | {listener.port}, self._bound.view.netlink.is_local)
         except DirectDial as error:
-            refused[error.reason] += 1
+            counts.add(REFUSED, error.reason)
             return None
         if len(self._flows) >= MAX_FLOWS:
-            refused["too_many_udp_flows"] += 1
+            counts.add(REFUSED, "too_many_udp_flows")
             return None
         try:
             flow = UdpFlow(self._runtime, self._bound, client, destination, self._forget)
         except (OSError, UpstreamError, NetnsError):
-            refused["udp_upstream_failed"] += 1
+            counts.add(REFUSED, "udp_upstream_failed")
             return None
         self._flows[client, destination] = flow
+        counts.add(UDP_OPENED, listener.direction)
         return flow
 
     def _forget(self, client: Address, destination: Address) -> None:
@@ -103,6 +108,8 @@ class UdpFlow:
         self._ended = False
         self._time = time.time()
         self._start = time.monotonic()
+        names = runtime.names if bound.listener.direction == "outbound" else None
+        self._dns_name = None if names is None else names.name_of(str(destination.ip))
         self._client_half: socket.socket | None = None
         if bound.replies is not None:
             self._upstream = _application_socket(runtime, destination)
@@ -110,6 +117,7 @@ class UdpFlow:
             self._client_half = _reply_socket(bound, client, destination)
             try:
                 self._upstream = runtime.dial_datagram(destination)
+                receive_errors(self._upstream)  # else it hears of a refusal alone, not of a host that is not there
             except UpstreamError:
                 self._client_half.close()
                 raise
@@ -125,7 +133,7 @@ class UdpFlow:
         except BlockingIOError:
             pass
         except OSError as error:
-            self.end("upstream_failed", errno_name(error.errno or 0))
+            self._failed(error.errno or 0)
 
     def end(self, reason: str, error: str | None) -> None:
         """Close both halves and report."""
@@ -136,6 +144,10 @@ class UdpFlow:
         self._runtime.loop.dispose(self._upstream)
         self._on_end(self._client, self._destination)
         listener = self._bound.listener
+        counts = self._runtime.counts
+        counts.add(UDP_CLOSED, listener.direction)
+        counts.add(SENT, listener.direction, count=self._sent)
+        counts.add(RECEIVED, listener.direction, count=self._received)
         owner, process = (None, None) if listener.direction == "inbound" else self._local_end()
         self._runtime.record(
             Flow(
@@ -154,6 +166,7 @@ class UdpFlow:
                 owner.uid if owner else None,
                 process.pid if process else None,
                 process.command if process else None,
+                dns_name=self._dns_name,
             )
         )
 
@@ -185,14 +198,28 @@ class UdpFlow:
             except BlockingIOError:
                 return
             except OSError as error:
-                self.end("upstream_failed", errno_name(error.errno or 0))
-                return
+                if self._failed(error.errno or 0):
+                    return
+                continue
             if sender[1] != self._destination.port:
                 continue  # not the application we asked; its address may be any of its own, see _application_socket
             try:
                 self._received += self._to_client(datagram)
             except OSError:
                 continue  # the client takes no more, or its port is closed: this datagram is lost, as datagrams may be
+
+    def _failed(self, number: int) -> bool:
+        """The upstream said so: the flow ends, and the client is told; False for what concerns one datagram alone."""
+        if number == errno.EMSGSIZE:
+            # Larger than the path takes: the kernel knows now, and cuts the next one up.
+            forget_errors(self._upstream)
+            return False
+        errors = self._bound.errors
+        if errors is not None:
+            with suppress(OSError):  # it would have been a courtesy
+                tell_unreachable(errors, self._client, self._destination, number)
+        self.end("upstream_failed", errno_name(number))
+        return True
 
     def _to_client(self, datagram: bytes) -> int:
         if self._client_half is not None:

@@ -17,8 +17,7 @@ OpenSocket: TypeAlias = Callable[[int, int], SocketType]
 # Istio's sources of the inbound leg: capture rules tell "proxy to application" from "application to itself" by them.
 PASSTHROUGH_V4: SockAddr = ("127.0.0.6", 0)
 PASSTHROUGH_V6: SockAddr = ("::6", 0, 0, 0)
-# Peers that vanish without a word are noticed in half an hour, as by ztunnel (180 s, 180 s, 9).
-KEEPALIVE_S = 180
+# With the default of 180 s, peers that vanish without a word are noticed in half an hour, as by ztunnel.
 KEEPALIVE_COUNT = 9
 
 STREAM = int(SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC)
@@ -90,11 +89,12 @@ def dial_datagram(open_socket: OpenSocket, destination: Address, mark: int | Non
     return sock
 
 
-def notice_dead_peer(sock: SocketType | None) -> None:
-    """Have the kernel ask a silent peer now and then whether it is still there."""
+def notice_dead_peer(sock: SocketType | None, keepalive_s: float) -> None:
+    """Have the kernel ask a peer that was silent for `keepalive_s`, and as often again, whether it is still there."""
     if sock is None:
         return
+    seconds = max(1, round(keepalive_s))
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    sock.setsockopt(IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_S)
-    sock.setsockopt(IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_S)
+    sock.setsockopt(IPPROTO_TCP, socket.TCP_KEEPIDLE, seconds)
+    sock.setsockopt(IPPROTO_TCP, socket.TCP_KEEPINTVL, seconds)
     sock.setsockopt(IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_COUNT)

@@ -7,26 +7,22 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from select import EPOLLIN
-from typing import TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 from interceptor.errors import ProxyError
 from interceptor.proxy.loop import Loop
-from interceptor.proxy.shared_counters import Number, Numbers, SharedCounters, added
 
 # Told to stop, workers drain within their deadline; one that does not is killed this much later.
 STOP_GRACE_S = 2.0
 # A worker that died young will die again: do not spend the machine on starting it.
 REPLACE_DELAY_S = 1.0
-# What a worker had published when it died is at most so old, and so much its counters may lack.
-PUBLISH_S = 0.5
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
-# The counter that is a state: it dies with the worker.
-OPEN = "open"
 READY = b"r"
 
 
@@ -37,16 +33,12 @@ class Link:
     index: int
     lifeline: int  # a pipe's reading end: its end of file says that the supervisor is gone
     ready: int  # a pipe's writing end
-    counters: SharedCounters
+    asked: socket.socket  # on which it is asked for its open connections (open_flows.py)
 
     def say_ready(self) -> None:
         """The worker accepts connections now."""
         os.write(self.ready, READY)
         os.close(self.ready)
-
-    def publish(self, numbers: Numbers) -> None:
-        """Make `numbers` the worker's share of the whole."""
-        self.counters.publish(self.index, numbers)
 
 
 # Serves as worker until told to stop by a signal or the lifeline; its exit code.
@@ -58,6 +50,17 @@ class _Worker:
     pid: int
     started: float  # time.monotonic()
     ready: int  # a pipe's reading end; -1 once it was ready
+    asking: socket.socket
+
+
+class Books(Protocol):
+    """What is counted for all workers (metrics.Region)."""
+
+    def worker_ended(self, number: int) -> int:
+        """Worker `number` is no more; how many connections died with it."""
+
+    def worker_replaced(self) -> None:
+        """Another one is started in the place of one that died."""
 
 
 class Supervisor:
@@ -66,7 +69,7 @@ class Supervisor:
     `let_go` gives up what is held for the next worker, when there will be no next: else a port stays open that nobody serves.
     """
 
-    def __init__(self, count: int, serve: Serve, let_go: Callable[[], None], drain_deadline_s: float) -> None:
+    def __init__(self, count: int, serve: Serve, let_go: Callable[[], None], drain_deadline_s: float, books: Books) -> None:
         self._count = count
         self._serve = serve
         self._let_go = let_go
@@ -74,19 +77,38 @@ class Supervisor:
         self._loop = Loop()
         self._loop.on_wakeup = self._signalled
         self._workers: dict[int, _Worker] = {}  # by index
-        self._counters = SharedCounters(count)
-        self._gone: Numbers = {}  # of workers that have died
+        self._books = books
         self._lifeline = os.pipe2(os.O_CLOEXEC)
         self._stopping = 0
         self._exit_code = 0
+        self._were_ready = False
         self._on_ready: Callable[[], None] = lambda: None
 
-    def counters(self) -> Numbers:
-        """The sum over all workers, dead ones included."""
-        total = self._gone
-        for index in range(self._count):
-            total = added(total, self._counters.read(index))
-        return total
+    @property
+    def loop(self) -> Loop:
+        """What it waits with; most of the time idle."""
+        return self._loop
+
+    @property
+    def state(self) -> Literal["starting", "serving", "draining"]:
+        """Where all of it is in its life."""
+        if self._stopping:
+            return "draining"
+        # A worker that is being replaced is missed by nobody as long as there are others.
+        return "serving" if self._were_ready and self.asking() else "starting"
+
+    def pids(self) -> dict[int, int]:
+        """The workers' process ids, by index."""
+        return {index: worker.pid for index, worker in self._workers.items()}
+
+    def asking(self) -> list[socket.socket]:
+        """The sockets over which the workers that are ready can be asked for their connections."""
+        return [worker.asking for worker in self._workers.values() if worker.ready < 0]
+
+    def drain(self) -> None:
+        """Begin to end, as on SIGTERM; a second time changes nothing."""
+        if not self._stopping:
+            self._stop()
 
     def run(self, on_ready: Callable[[], None]) -> int:
         """Serve until SIGTERM or SIGINT, then until all have drained; the exit code.
@@ -105,6 +127,7 @@ class Supervisor:
                 signal.signal(number, handler)
             signal.set_wakeup_fd(descriptor)
             for worker in self._workers.values():
+                worker.asking.close()
                 os.kill(worker.pid, signal.SIGKILL)
                 os.waitpid(worker.pid, 0)
             self._loop.close()
@@ -116,17 +139,22 @@ class Supervisor:
         if self._stopping:
             return
         reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        asking, asked = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             pid = os.fork()
         except OSError as error:
             os.close(reading)
             os.close(writing)
+            asking.close()
+            asked.close()
             raise ProxyError(f"starting worker {index}: {error.strerror}") from error
         if pid == 0:
             os.close(reading)
-            self._become(Link(index, self._lifeline[0], writing, self._counters))
+            asking.close()
+            self._become(Link(index, self._lifeline[0], writing, asked))
         os.close(writing)
-        self._workers[index] = _Worker(pid, time.monotonic(), reading)
+        asked.close()
+        self._workers[index] = _Worker(pid, time.monotonic(), reading, asking)
         self._loop.watch(reading, EPOLLIN, lambda _events: self._heard(index))
 
     def _become(self, link: Link) -> None:
@@ -140,6 +168,7 @@ class Supervisor:
             signal.set_wakeup_fd(-1)
             self._loop.close()
             for worker in self._workers.values():
+                worker.asking.close()
                 if worker.ready >= 0:
                     os.close(worker.ready)
             os.close(self._lifeline[1])
@@ -160,6 +189,7 @@ class Supervisor:
             os.close(worker.ready)
             worker.ready = -1
             if len(self._workers) == self._count and all(each.ready < 0 for each in self._workers.values()):
+                self._were_ready = True
                 on_ready, self._on_ready = self._on_ready, lambda: None
                 on_ready()
         else:
@@ -191,7 +221,8 @@ class Supervisor:
             if not was_ready:
                 self._loop.unwatch(worker.ready)
                 os.close(worker.ready)
-            lost = self._take_over(index)
+            worker.asking.close()
+            lost = self._books.worker_ended(index)
             if self._stopping:
                 continue
             if not was_ready:
@@ -201,18 +232,8 @@ class Supervisor:
             self._replace(index, worker, f"{_how(status)} with {lost} connections open")
         self._end_when_alone()
 
-    def _take_over(self, index: int) -> Number:
-        """Keep what the worker that has died had counted; how many connections died with it."""
-        last = self._counters.read(index)
-        self._counters.clear(index)
-        lost = last.get(OPEN, 0)
-        assert not isinstance(lost, Mapping)
-        self._gone = added(self._gone, {**last, OPEN: 0})
-        if lost:
-            self._gone = added(self._gone, {"ended": {"worker_died": lost}})
-        return lost
-
     def _replace(self, index: int, worker: _Worker, how: str) -> None:
+        self._books.worker_replaced()
         print(f"interceptor: worker {index} (pid {worker.pid}) {how}; replacing it", file=sys.stderr, flush=True)
         if time.monotonic() - worker.started < REPLACE_DELAY_S:
             self._loop.later(REPLACE_DELAY_S, lambda: self._start(index))

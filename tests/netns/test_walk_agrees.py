@@ -78,6 +78,7 @@ SELDOM = {
     "virtual_interfaces": ("virt0",),
     "tunnel_port": ("9090",),
     "probe_port": ("8080",),
+    "admin_port": ("8090", "off"),
     "tproxy_mark": ("0x10/0xff",),
 }
 IDS = (0, 1000, 1337, 2000, 2005, 70000)

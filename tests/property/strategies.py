@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from interceptor.config import FIELD, FIELDS, Config
 from interceptor.plan.model import HostFacts, PolicyRoute
 from interceptor.plan.walk import Packet
+from interceptor.proxy_options import PROXY_GROUPS
 from interceptor.values import (
     Address,
     Family,
@@ -77,16 +78,19 @@ def _by_choice(name: str) -> st.SearchStrategy[Any]:
     return st.sampled_from(kind.choices).map(lambda text: text == "true" if text in ("true", "false") else text)
 
 
+NEED_PACKETS = ("exclude_interfaces", "virtual_interfaces", "log_rules")
 VALUES: dict[str, st.SearchStrategy[Any]] = {
     "outbound_port": st.just(15101),
     "inbound_port": st.just(15106),
     "dns_port": st.just(15153),
     "tunnel_port": st.just(8443),
     "probe_port": st.just(8080),
+    "admin_port": st.sampled_from((None, 8090)),
     "proxy_uid": ids,
     "proxy_gid": st.one_of(st.just(()), ids),
     "proxy_mark": marks,
     "proxy_cgroup": st.just("interceptor/proxy"),
+    "capture_cgroup": st.just("interceptor/pod"),
     "include_uids": ids,
     "exclude_uids": ids,
     "include_gids": ids,
@@ -103,19 +107,53 @@ VALUES |= {
 }
 
 
+durations = st.sampled_from((0.001, 0.25, 1.0, 90.0, 3600.0))
+counts = st.sampled_from((None, 1, 1000))
+
+
+def _proxy_options(families: tuple[Family, ...]) -> st.SearchStrategy[dict[str, Any]]:
+    """Values for ProxyOptions, which no plan depends on."""
+    nobody = st.just({"upstream_proxy_protocol": "off"})
+    somebody = st.fixed_dictionaries({"upstream_proxy_protocol": st.sampled_from(("v1", "v2"))})
+    ports = st.tuples(somebody, port_ranges.map(lambda found: {"upstream_proxy_protocol_ports": (found,)}))
+    cidrs = st.tuples(somebody, _cidrs(families).filter(bool).map(lambda found: {"upstream_proxy_protocol_cidrs": found}))
+    others = {
+        "workers": st.sampled_from((None, 1, 4)),
+        "relay": st.sampled_from(("auto", "splice", "copy")),
+        "max_connections": counts,
+        "max_connections_per_client": counts,
+        "connect_timeout": durations,
+        "idle_timeout": st.none() | durations,
+        "keepalive": st.none() | durations,
+        "udp_idle_timeout": durations,
+        "drain_deadline": st.just(0.0) | durations,
+        "peek": st.sampled_from(((), ("sni",), ("host", "sni"))),
+    }
+    header = st.one_of(nobody, ports.map(lambda both: both[0] | both[1]), cidrs.map(lambda both: both[0] | both[1]))
+    return st.tuples(header, st.fixed_dictionaries({}, optional=others)).map(lambda both: both[0] | both[1])
+
+
 @st.composite
 def configs(draw: st.DrawFn, **fixed: Any) -> Config:
     """Valid Configs; `fixed` fields have the given values. Most fields keep their default, as users' do."""
     family = fixed.get("ip_family") or draw(st.sampled_from(("auto", "v4", "v6", "dual")))
     families = {"v4": (Family.V4,), "v6": (Family.V6,)}.get(family, tuple(Family))
     values: dict[str, Any] = {"ip_family": family}
+    if draw(st.integers(0, 3)) == 0:
+        values |= draw(_proxy_options(families))
     for row in FIELDS:
-        if row.name in fixed or row.name == "ip_family":
+        if row.name in fixed or row.name == "ip_family" or row.group in PROXY_GROUPS:
             continue
         if row.kind.choices and row.name != "backend":
             values[row.name] = draw(_by_choice(row.name))
         elif draw(st.integers(0, 3)) == 0:
             values[row.name] = draw(_cidrs(families) if row.name.endswith("cidrs") else VALUES[row.name])
+    if (values | fixed).get("outbound") == "connect":
+        # Nothing of these is known when a socket is connected: it refuses them.
+        if any(fixed.get(name) for name in NEED_PACKETS):
+            values["outbound"] = "redirect"
+        else:
+            values |= {name: FIELD[name].default for name in NEED_PACKETS}
     return Config(**(values | fixed))
 
 
@@ -124,9 +162,18 @@ def facts(config: Config) -> st.SearchStrategy[HostFacts]:
     both = tuple(Family)
     kernels = [both, (Family.V4,)] if config.ip_family in ("auto", "v4") else [both]
     resolvers = tuple(network for address in RESOLVER.values() for network in parse_cidrs(str(address)))
+    own = tuple(network for address in OWN.values() for network in parse_cidrs(str(address)))
     marks = (config.tproxy_mark, Mark(0x20, 0xFF), Mark(0x300, 0xFFFF))
     earlier = st.lists(st.sampled_from([PolicyRoute(family, mark, 1337) for mark in marks for family in Family]), unique=True)
-    return st.builds(HostFacts, st.sampled_from(kernels), st.sampled_from(((), resolvers)), st.booleans(), earlier.map(tuple))
+    return st.builds(
+        HostFacts,
+        st.sampled_from(kernels),
+        st.sampled_from(((), resolvers)),
+        st.booleans(),
+        own_addresses=st.just(own),
+        source=st.sampled_from([None, OWN[Family.V4]]),
+        earlier_routes=earlier.map(tuple),
+    )
 
 
 @st.composite
@@ -170,7 +217,7 @@ def inbound_packets(draw: st.DrawFn, config: Config | None = None, families: tup
 
 def _dports(config: Config | None) -> st.SearchStrategy[int]:
     config = config or Config()
-    own = (config.outbound_port, config.inbound_port, config.dns_port, config.tunnel_port, config.probe_port)
+    own = (config.outbound_port, config.inbound_port, config.dns_port, config.tunnel_port, config.probe_port, 15020)
     return st.sampled_from((*PORTS, *own, 1003, 60000))
 
 

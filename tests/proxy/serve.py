@@ -8,11 +8,13 @@ import sys
 from typing import Any
 
 from interceptor.errors import InterceptorError
+from interceptor.proxy.metrics import Region, summary
 from interceptor.proxy.relay.choice import choose
 from interceptor.proxy.relay.packet_table import FlowTable
 from interceptor.proxy.serve import serve
 from interceptor.proxy.server import Proxy, open_listeners
-from interceptor.proxy.settings import Listener, ProxySettings
+from interceptor.proxy.settings import HeaderFor, Listener, ProxySettings
+from interceptor.values import parse_cidrs, parse_ports
 
 
 def main(text: str) -> None:
@@ -27,19 +29,26 @@ def main(text: str) -> None:
     given["resolvers"] = tuple(given.get("resolvers", ()))
     run_as = given.get("run_as", (1337, 1337))
     given["run_as"] = run_as and tuple(run_as)
+    given["peek"] = frozenset(given.get("peek", ()))
+    if "header" in given:
+        version, ports, cidrs = given["header"]
+        given["header"] = HeaderFor(version, ports and parse_ports(ports), cidrs and parse_cidrs(cidrs))
     workers = given.pop("workers", None)
     settings = ProxySettings(**given)
     if workers is not None:
         attached = choose("packet", workers, settings.packet_pins).attached if settings.relay == "packet" else None
-        code, counted = serve(settings, workers, sys.stdout.fileno(), lambda: print("ready", flush=True), attached)
+        code, counted = serve(settings, workers, sys.stdout.fileno(), lambda: print("ready", flush=True), {}, attached)
         print(json.dumps({"counters": counted}), flush=True)
         sys.exit(code)
+    region = Region()
     listeners = open_listeners(settings)
     attached = choose("packet", 1, settings.packet_pins).attached if settings.relay == "packet" else None
     table = FlowTable(attached, 0) if attached is not None else None
-    proxy = Proxy(settings, listeners, lambda flow: print(flow.to_json(), flush=True), flow_table=table)
+    proxy = Proxy(
+        settings, listeners, lambda flow: print(flow.to_json(), flush=True), counts=region.worker(0), flow_table=table
+    )
     proxy.run(lambda: print("ready", flush=True))
-    print(json.dumps({"counters": proxy.counters.as_json()}), flush=True)
+    print(json.dumps({"counters": summary(region.totals())}), flush=True)
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ def test_every_way_of_capture_is_spliced_and_leaves_nothing(world: Pods, directi
         until(lambda: not any(entries(pid).values()), lambda: entries(pid))
         assert tracked(world.pod, PORT) == []
     assert relays(running) == {"packet"}
-    assert running.counters["open"] == 0
+    assert running.counters["connections_opened"] == running.counters["connections_closed"]
 
 
 @pytest.mark.torture
@@ -100,7 +100,7 @@ def test_several_workers_share_the_programs(world: Pods) -> None:
     with splicing(world, "v4", workers=3) as running:
         converse_through(world, running, "v4", "outbound", COUNT)
     assert relays(running) == {"packet"}
-    assert running.counters["accepted"] == COUNT
+    assert running.counters["connections_opened"] == COUNT
 
 
 def test_bytes_and_duration_are_exact(world: Pods) -> None:
@@ -191,7 +191,7 @@ def test_a_peculiar_server_is_spliced_or_relayed_and_counted(world: Pods, name: 
     finally:
         run("ip", "netns", "exec", world.far, "sysctl", "-w", f"{sysctl}={before}")
     assert relays(running) == {"splice" if reason else "packet"}
-    assert running.counters.get("not_spliced", {}) == ({reason: COUNT} if reason else {})
+    assert running.counters.get("relay_fallbacks", {}) == ({reason: COUNT} if reason else {})
 
 
 def test_no_timestamps_on_either_side_is_spliced(world: Pods) -> None:
@@ -213,7 +213,7 @@ def test_a_server_that_takes_small_segments_alone_is_relayed(world: Pods) -> Non
             converse_through(world, running, "v4", "outbound", 20)
     finally:
         run("ip", "-n", world.far, "route", "del", V4["pod"])
-    assert running.counters["not_spliced"] == {"mss": 20}
+    assert running.counters["relay_fallbacks"] == {"mss": 20}
 
 
 def test_a_client_that_takes_small_segments_gets_small_segments(world: Pods) -> None:
@@ -233,7 +233,7 @@ def test_congestion_notification_on_one_leg_alone_is_relayed(world: Pods) -> Non
             converse_through(world, running, "v4", "inbound", 20)
     finally:
         run("ip", "netns", "exec", world.far, "sysctl", "-w", "net.ipv4.tcp_ecn=2")
-    assert running.counters["not_spliced"] == {"ecn": 20}
+    assert running.counters["relay_fallbacks"] == {"ecn": 20}
 
 
 @pytest.fixture
@@ -273,7 +273,7 @@ def test_a_flow_outlives_its_proxy_and_is_the_next_one_s(world: Pods, bpffs: str
             until(lambda: not any(entries(second.process.pid).values()), lambda: entries(second.process.pid))
             assert tracked(world.pod, PORT) == []
     assert (flow["bytes_sent"], flow["bytes_received"], flow["reason"]) == (200_000, 300_000, "closed")
-    assert second.counters["adopted"] == 1
+    assert second.counters["connections_adopted"] == 1
 
 
 def test_a_flow_outlives_its_worker(world: Pods) -> None:

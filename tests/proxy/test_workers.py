@@ -13,11 +13,13 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from interceptor.proxy.shared_counters import SLAB_SIZE, SharedCounters, added
 from tests.proxy.pods import (
+    APP_PORT,
     DEADLINE_S,
+    INBOUND,
     OUTBOUND,
     REDIRECT_RULES,
+    TPROXY_RULES,
     V4,
     Pods,
     client,
@@ -89,8 +91,8 @@ def test_workers_share_the_connections_and_their_counters_add_up(world: Pods) ->
             close_all(open_pairs(world, server, 7500, MANY))
         wait_until(lambda: len(running.flows) == MANY)
         assert running.stop() == 0
-    assert running.counters["accepted"] == MANY
-    assert running.counters["ended"] == {"closed": MANY}
+    assert running.counters["connections_opened"] == running.counters["connections_closed"] == MANY
+    assert "connections_failed" not in running.counters
 
 
 @pytest.mark.netns
@@ -98,8 +100,6 @@ def test_a_worker_that_is_killed_takes_its_own_connections_only_and_is_replaced(
     with proxy(world.pod, listeners=LISTENERS, workers=2) as running, listen(world.far, V4["far"], 7501) as server:
         pairs = open_pairs(world, server, 7501, MANY)
         before = workers_of(running.process.pid)
-        # What it has not published yet is not known of it.
-        wait_until_published()
         os.kill(before[0], signal.SIGKILL)
         alive = [pair for pair in pairs if lives(*pair)]
         assert 0 < len(alive) < MANY
@@ -111,9 +111,25 @@ def test_a_worker_that_is_killed_takes_its_own_connections_only_and_is_replaced(
         close_all(more)
         wait_until(lambda: len(running.flows) == len(alive) + MANY)
         assert running.stop() == 0
-    assert running.counters["accepted"] == 2 * MANY
-    assert running.counters["ended"] == {"closed": len(alive) + MANY, "worker_died": MANY - len(alive)}
-    assert running.counters["open"] == 0
+    assert running.counters["connections_opened"] == running.counters["connections_closed"] == 2 * MANY
+    assert running.counters["connections_failed"] == {"worker_died": MANY - len(alive)}
+    assert running.counters["worker_restarts"] == 1
+
+
+@pytest.mark.netns
+def test_workers_share_a_tproxy_port_too() -> None:
+    with pods("worktp") as made:
+        made.rules(TPROXY_RULES)
+        made.policy_routes()
+        inbound = [("inbound", "tproxy", INBOUND, "v4")]
+        with proxy(made.pod, listeners=inbound, workers=2) as running:
+            with listen(made.pod, V4["pod"], APP_PORT) as server:
+                for _ in range(MANY):
+                    with client(made.far, V4["pod"], APP_PORT) as near, server.accept()[0] as far:
+                        far.sendall(b"!")
+                        assert near.recv(1) == b"!"
+            wait_until(lambda: len(running.flows) == MANY)
+        assert {flow["reason"] for flow in running.flows} == {"closed"}
 
 
 @pytest.mark.netns
@@ -164,34 +180,6 @@ def test_a_worker_that_cannot_begin_ends_all_with_its_reason(world: Pods) -> Non
     assert "needs CAP_SETUID" in failed.stderr
 
 
-def test_counters_are_read_as_they_were_published() -> None:
-    shared = SharedCounters(2)
-    shared.publish(0, {"accepted": 3, "ended": {"closed": 2}})
-    shared.publish(1, {"accepted": 4})
-    assert (shared.read(0), shared.read(1)) == ({"accepted": 3, "ended": {"closed": 2}}, {"accepted": 4})
-    shared.clear(0)
-    assert shared.read(0) == {}
-
-
-def test_counters_that_have_no_room_are_refused() -> None:
-    with pytest.raises(ValueError, match="have room"):
-        SharedCounters(1).publish(0, {"x" * SLAB_SIZE: 1})
-
-
-def test_sums_are_made_number_by_number() -> None:
-    left = {"accepted": 1, "ended": {"closed": 1}, "only left": 5}
-    assert added(left, {"accepted": 2, "ended": {"reset": 3}}) == {
-        "accepted": 3,
-        "ended": {"closed": 1, "reset": 3},
-        "only left": 5,
-    }
-
-
-def wait_until_published() -> None:
-    """Longer than workers.PUBLISH_S: there is nothing to be seen from outside."""
-    time.sleep(0.7)
-
-
 def is_listening(world: Pods) -> bool:
     """Whether anybody takes connections at the outbound port."""
     command = ["ip", "netns", "exec", world.pod, "ss", "-Htln", f"sport = :{OUTBOUND}"]
@@ -212,3 +200,60 @@ def start_and_fail(where: str, *wrapper: str, **settings: object) -> subprocess.
     program = [sys.executable, "-m", "tests.proxy.serve", json.dumps({"listeners": LISTENERS, **settings})]
     command = ["ip", "netns", "exec", where, *wrapper, *program]
     return subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
+
+
+def admin_answer(world: Pods, path: str, method: str = "GET") -> str:
+    """What the admin port says to somebody on the pod's loopback."""
+    argv = ["curl", "--silent", "--max-time", "8", "-X", method, f"http://127.0.0.1:15020{path}"]
+    return subprocess.run(["ip", "netns", "exec", world.pod, *argv], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.netns
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_admin_port_tells_of_all_workers(world: Pods, workers: int) -> None:
+    with proxy(world.pod, listeners=LISTENERS, workers=workers, admin_port=15020) as running:
+        assert admin_answer(world, "/readyz") == "serving\n"
+        with listen(world.far, V4["far"], 7505) as server:
+            pairs = open_pairs(world, server, 7505, MANY)
+            flows = json.loads(admin_answer(world, "/flows"))["flows"]
+            during = admin_answer(world, "/metrics")
+            close_all(pairs)
+        wait_until(lambda: len(running.flows) == MANY)
+        after = admin_answer(world, "/metrics")
+    locals_ = {flow["client"] for flow in running.flows}
+    assert {flow["client"] for flow in flows} == locals_
+    assert {(flow["reason"], flow["original_dst"], flow["bytes_sent"]) for flow in flows} == {("open", f"{V4['far']}:7505", 1)}
+    assert f'interceptor_connections_open{{direction="outbound",mode="redirect"}} {MANY}\n' in during
+    assert 'interceptor_connections_open{direction="outbound",mode="redirect"} 0\n' in after
+    assert f'interceptor_sent_bytes_total{{direction="outbound"}} {MANY}\n' in after
+    assert ('interceptor_worker_open_fds{worker="1"}' in during) == (workers == 2)
+
+
+@pytest.mark.netns
+@pytest.mark.parametrize("workers", [1, 2])
+def test_drain_over_the_admin_port_ends_the_proxy_when_the_connections_have(world: Pods, workers: int) -> None:
+    with proxy(world.pod, listeners=LISTENERS, workers=workers, admin_port=15020, drain_deadline_s=60) as running:
+        with listen(world.far, V4["far"], 7506) as server:
+            pairs = open_pairs(world, server, 7506, 4)
+        assert admin_answer(world, "/drain", "POST") == "draining\n"
+        wait_until(lambda: admin_answer(world, "/readyz") == "draining\n")
+        # A second time is no "now".
+        assert admin_answer(world, "/drain", "POST") == "draining\n"
+        assert all(lives(*pair) for pair in pairs)
+        close_all(pairs)
+        assert running.process.wait(DEADLINE_S) == 0
+
+
+@pytest.mark.netns
+def test_the_admin_port_goes_on_when_a_worker_is_replaced_or_does_not_answer(world: Pods) -> None:
+    with proxy(world.pod, listeners=LISTENERS, workers=2, admin_port=15020) as running:
+        before = workers_of(running.process.pid)
+        os.kill(before[0], signal.SIGKILL)
+        wait_until(lambda: "interceptor_worker_restarts_total 1\n" in admin_answer(world, "/metrics"))
+        wait_until(lambda: len(set(workers_of(running.process.pid)) - {before[0]}) == 2)
+        os.kill(before[1], signal.SIGSTOP)
+        try:
+            assert json.loads(admin_answer(world, "/flows")) == {"flows": [], "more": False}
+        finally:
+            os.kill(before[1], signal.SIGCONT)
+        wait_until(lambda: admin_answer(world, "/readyz") == "serving\n")

@@ -16,6 +16,7 @@ from interceptor.__main__ import main
 from interceptor.cli import COMMANDS
 from interceptor.config import FIELDS, SWITCH, Field
 from interceptor.errors import ConfigError
+from interceptor.proxy_options import PROXY_GROUPS
 
 INTERCEPTOR = (sys.executable, "-m", "interceptor")
 CONFIGURED = ("init", "plan", "check", "explain", "probe", "config", "proxy")
@@ -52,7 +53,8 @@ def test_version_names_the_program(capsys: Capture) -> None:
     assert printed(capsys, "--version").startswith("interceptor 0.")
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+# `cni` works on a node's directories.
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command != "cni"])
 def test_command_has_netns_and_json(capsys: Capture, command: str) -> None:
     text = printed(capsys, command, "--help")
 
@@ -62,9 +64,17 @@ def test_command_has_netns_and_json(capsys: Capture, command: str) -> None:
 
 @pytest.mark.parametrize("row", FIELDS, ids=lambda row: row.name)
 def test_option_is_in_the_help_under_its_group(capsys: Capture, row: Field) -> None:
-    sections = printed(capsys, "init", "--help").split("\n\n")
+    sections = printed(capsys, "proxy", "--help").split("\n\n")
 
     assert [section.splitlines()[0] for section in sections if f"  {row.flag} " in section] == [f"{row.group}:"]
+
+
+@pytest.mark.parametrize("command", ["init", "config"])
+def test_what_only_a_proxy_reads_is_taken_and_not_shown_by_the_others(capsys: Capture, command: str) -> None:
+    text = printed(capsys, command, "--help")
+
+    assert [row.flag for row in FIELDS if row.group in PROXY_GROUPS and row.flag in text] == []
+    assert json.loads(printed(capsys, "config", "--json", "--peek", "host", "--peek", "sni"))["peek"]["value"] == "host,sni"
 
 
 @pytest.mark.parametrize("row", [row for row in FIELDS if row.kind is SWITCH], ids=lambda row: row.name)
@@ -245,7 +255,7 @@ def test_explain_refuses_what_a_packet_that_comes_in_cannot_have(capsys: Capture
         ),
         pytest.param(
             ("proxy", "--user", "1:", "--drain-deadline", "nan", "--dns-port", "0"),
-            ["--dns-port", "--user", "--drain-deadline"],
+            ["--dns-port", "--drain-deadline", "--user"],
             id="proxy",
         ),
         pytest.param(("proxy", "--user", "1-2", "--drain-deadline", "soon"), ["--drain-deadline", "--user"], id="proxy's own"),

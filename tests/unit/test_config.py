@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -9,6 +10,9 @@ from hypothesis import given
 
 from interceptor.config import FIELD, FIELDS, Config, Field, Names, warnings
 from interceptor.errors import ConfigError
+from interceptor.plan.build import build_plan
+from interceptor.plan.model import HostFacts
+from interceptor.proxy_options import ProxyOptions
 from interceptor.values import Family, IdRange, Mark, PortRange, parse_cidrs
 from tests.property.strategies import configs, malformed_texts
 
@@ -157,3 +161,49 @@ def test_routing_table_of_the_system_is_refused(text: str) -> None:
 def test_equal_values_make_equal_configs() -> None:
     assert Config(exclude_uids=(IdRange(1, 2),)) == Config(exclude_uids=(IdRange(1, 2),))
     assert Config() != Config(include_inbound_ports=(PortRange(80, 80),))
+
+
+@pytest.mark.parametrize("option", ["upstream_proxy_protocol_ports", "upstream_proxy_protocol_cidrs"])
+def test_destinations_for_no_header_are_refused(option: str) -> None:
+    value = (PortRange(80, 80),) if option.endswith("ports") else parse_cidrs("10.0.0.0/8")
+
+    assert [problem.partition(":")[0] for problem in problems_of(**{option: value})] == [FIELD[option].flag]
+
+
+def test_a_header_for_nobody_is_refused() -> None:
+    assert "sent to nobody" in problems_of(upstream_proxy_protocol="v2")[0]
+
+
+def test_an_admin_port_that_is_off_is_equal_to_none() -> None:
+    assert Config(admin_port=None).admin_port is None
+    assert problems_of(admin_port=15001)[0].endswith("the proxy's ports must differ")
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("5", 5.0), ("5s", 5.0), ("250ms", 0.25), ("1.5", 1.5), ("2m", 120.0), ("1h", 3600.0), ("1d", 86400.0), (" 7 ", 7.0)],
+)
+def test_a_time_has_a_unit_or_is_in_seconds(text: str, seconds: float) -> None:
+    assert FIELD["connect_timeout"].kind.parse(text, NAMES) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "off", "5 s", "5x", "nan", "inf", "1e3", "31d", "٣", "0ms"])
+def test_what_is_no_time_is_refused(text: str) -> None:
+    assert parsed_or_reason(FIELD["connect_timeout"], text).startswith("refused: a time over 0")
+
+
+@pytest.mark.parametrize(("text", "names"), [("off", ()), ("sni", ("sni",)), ("sni,host,sni", ("host", "sni"))])
+def test_names_to_look_for_are_a_set(text: str, names: tuple[str, ...]) -> None:
+    assert FIELD["peek"].kind.parse(text, NAMES) == names
+
+
+@pytest.mark.parametrize("text", ["", "sni,off", "alpn", ","])
+def test_what_is_no_name_to_look_for_is_refused(text: str) -> None:
+    assert parsed_or_reason(FIELD["peek"], text).startswith("refused: ")
+
+
+@given(configs())
+def test_no_plan_depends_on_what_only_the_proxy_reads(config: Config) -> None:
+    defaults = {name: field.default for name, field in ProxyOptions.__dataclass_fields__.items()}
+
+    assert build_plan(config, HostFacts()) == build_plan(dataclasses.replace(config, **defaults), HostFacts())

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,21 +81,30 @@ class Userland:
 
 def userland(suite: str) -> Userland:
     """Debian with Python, the tools, and our dependencies in /opt/venv; the project comes by a disk of its own."""
-    wanted = _requirements()
-    recipe = " ".join((MIRROR, suite, *PACKAGES, *COMPILER, *wanted, IMAGE_SIZE, inspect.getsource(_build_userland)))
-    place = kept(f"userland-{suite}", recipe, lambda place: _build_userland(suite, wanted, place))
+    wanted = requirements()
+    recipe = (MIRROR, suite, *PACKAGES, *COMPILER, *wanted, IMAGE_SIZE, inspect.getsource(populate))
+    place = kept(f"userland-{suite}", " ".join(recipe), lambda place: _build_userland(suite, wanted, place))
     return Userland(place / "root.ext4", place / "busybox")
 
 
-def _requirements() -> list[str]:
+def requirements() -> list[str]:
+    """The pinned lines that running and testing needs."""
     lines = (ROOT / "requirements.lock").read_text().split()
     return [line for line in lines if not line.startswith(NOT_FOR_TESTS)]
 
 
 def _build_userland(suite: str, wanted: list[str], place: Path) -> None:
     tree = place / "tree"
-    packages = ",".join((*PACKAGES, *COMPILER))
-    run("mmdebstrap", "--quiet", "--variant=minbase", f"--include={packages}", suite, tree, MIRROR)
+    populate(tree, suite, PACKAGES, wanted)
+    shutil.copy(tree / "bin/busybox", place / "busybox")
+    run("mke2fs", "-q", "-t", "ext4", "-d", tree, place / "root.ext4", IMAGE_SIZE)
+    shutil.rmtree(tree)
+
+
+def populate(tree: Path, suite: str, packages: Sequence[str], wanted: list[str]) -> None:
+    """Fill `tree` with `packages`, and with `wanted` in /opt/venv, which finds the project in /project."""
+    everything = ",".join((*packages, *COMPILER))
+    run("mmdebstrap", "--quiet", "--variant=minbase", f"--include={everything}", suite, tree, MIRROR)
     wheels = tree / "wheels"
     wheels.mkdir()
     # Fetched outside: inside there is neither a resolver nor this host's certificates.
@@ -103,17 +113,15 @@ def _build_userland(suite: str, wanted: list[str], place: Path) -> None:
     built = [line for line in wanted if line not in source]
     run(*download, "--only-binary=:all:", "--python-version", PYTHONS[suite], *built, "setuptools", "wheel")
     run(*download, "--no-binary=python-iptables", *source)
-    _inside(tree, "python3", "-m", "venv", "/opt/venv")
-    _inside(tree, "/opt/venv/bin/pip", "install", "--quiet", "--no-index", "--find-links=/wheels", *wanted)
+    inside(tree, "python3", "-m", "venv", "/opt/venv")
+    inside(tree, "/opt/venv/bin/pip", "install", "--quiet", "--no-index", "--find-links=/wheels", *wanted)
     (site,) = tree.glob("opt/venv/lib/python3*/site-packages")
     (site / "project.pth").write_text("/project\n")
-    _inside(tree, "apt-get", "purge", "--yes", "--quiet", "--autoremove", *COMPILER)
+    inside(tree, "apt-get", "purge", "--yes", "--quiet", "--autoremove", *COMPILER)
     for useless in ("wheels", "usr/share/doc", "usr/share/locale", "var/cache/apt", "var/lib/apt/lists"):
         shutil.rmtree(tree / useless, ignore_errors=True)
-    shutil.copy(tree / "bin/busybox", place / "busybox")
-    run("mke2fs", "-q", "-t", "ext4", "-d", tree, place / "root.ext4", IMAGE_SIZE)
-    shutil.rmtree(tree)
 
 
-def _inside(tree: Path, *argv: str) -> None:
+def inside(tree: Path, *argv: str) -> None:
+    """Run a program in `tree`; raises SystemExit with its last words when it fails."""
     run("chroot", tree, "env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LC_ALL=C", *argv)

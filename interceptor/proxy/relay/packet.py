@@ -12,16 +12,16 @@ import functools
 import itertools
 import os
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from select import EPOLLET, EPOLLIN
 from socket import SHUT_WR, SOCK_STREAM, SocketType
 
-from interceptor.proxy.flows import Counters
 from interceptor.proxy.hooks import Hooks
 from interceptor.proxy.listeners import BoundListener
 from interceptor.proxy.loop import Loop
+from interceptor.proxy.metrics import FALLBACKS_MADE, Counts
 from interceptor.proxy.relay import packet_layout as layout
 from interceptor.proxy.relay.base import Edges, Relay, Running
 from interceptor.proxy.relay.packet_adopt import Adopted, adopt
@@ -50,7 +50,7 @@ class PacketRelay:
     """
 
     def __init__(self, loop: Loop, table: FlowTable, fallback: Relay) -> None:
-        self._refused: Counter[str] = Counter()
+        self._counts: Counts | None = None
         self.asks = Asked.HELD
         self.is_off = False
         self.is_leaving = False
@@ -66,13 +66,16 @@ class PacketRelay:
         for ring in table.rings:
             loop.watch(ring.fileno(), EPOLLIN | EPOLLET, self._has_ended)
 
-    def serve(self, listeners: list[BoundListener], hooks: Hooks, counters: Counters) -> None:
-        """Splice what these listeners accept, as far as `hooks` leave the flows as they are."""
-        self._refused = counters.not_spliced
+    def serve(self, listeners: list[BoundListener], hooks: Hooks, counts: Counts, *, peeks: bool) -> None:
+        """Splice what these listeners accept, as far as `hooks` leave the flows as they are.
+
+        peeks: the client's first bytes are looked at before `join`.
+        """
+        self._counts = counts
         self.is_off = hooks.preface is not None
         if self.is_off:
             return
-        self.asks = Asked.HELD if hooks.hear is None else Asked.FORWARDS
+        self.asks = Asked.FORWARDS if peeks or hooks.hear is not None else Asked.HELD
         for bound in listeners:
             if bound.protocol == "tcp" and bound.listener.direction != "dns":
                 self._table.prepare_listener(bound.sock, 0 if self.asks is Asked.HELD else PEEK_LIMIT)
@@ -84,7 +87,7 @@ class PacketRelay:
         try:
             self._begun[client.fileno()] = self._table.begin(client, upstream, self.asks)
         except OSError:
-            self._refused["no_entry"] += 1
+            self._not_spliced("no_entry")
         return b""
 
     def abandon(self, client: SocketType) -> None:
@@ -101,7 +104,7 @@ class PacketRelay:
                 running = self._running[flow_id] = Splicing(self, flow_id, client, upstream, edges)
                 self._note_early_end(running, outcome)
                 return running
-            self._refused[outcome] += 1
+            self._not_spliced(outcome)
             self._table.forget([flow_id])
         self._table.release(client)
         return self._fallback.join(client, upstream, edges)
@@ -110,6 +113,10 @@ class PacketRelay:
         """Flows of a process that is gone, each with what makes it a running one of ours."""
         for adopted in adopt(self._table, self._table.worker, self._table.workers):
             yield adopted, functools.partial(self._resume, adopted)
+
+    def _not_spliced(self, reason: str) -> None:
+        if self._counts is not None:
+            self._counts.add(FALLBACKS_MADE, reason)
 
     def leave(self) -> None:
         """We stop, and another proxy will take over: flows still open go on without one."""

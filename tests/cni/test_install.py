@@ -1,0 +1,231 @@
+"""Installed on a node: in order, whole at every moment, beside other writers, and gone without a trace."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cni.install import conflist, files, node
+from cni.install.files import InstallError
+from cni.install.node import Node
+from cni.install.watch import keep
+
+ENTRY: dict[str, Any] = {"type": "interceptor-cni", "capture": {"proxy_uid": 1337}}
+CALICO = '{\n  "name": "k8s",\n  "cniVersion": "1.0.0",\n  "plugins": [\n    {"type": "calico", "mtu": 1.0}\n  ]\n}\n'
+BRIDGE = '{"cniVersion": "1.0.0", "name": "net", "type": "bridge"}'
+DEADLINE_S = 20.0
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for `condition`; fail when it does not come."""
+    end = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below `folder`."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A node's directories, with calico's conflist and a stray file that no runtime loads."""
+    for name in ("net.d", "bin"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "net.d" / "10-calico.conflist").write_text(CALICO)
+    (tmp_path / "net.d" / "calico-kubeconfig").write_text("secret")
+    (tmp_path / "bin" / "calico").write_text("#!/bin/sh\n")
+    return tmp_path
+
+
+def make(root: Path, **changes: Any) -> Node:
+    """The node at `root`."""
+    return Node(
+        **{"net_dir": str(root / "net.d"), "bin_dir": str(root / "bin"), "entry": ENTRY, "binary": b"plugin", **changes}
+    )
+
+
+def test_everything_is_put_in_its_place_and_taken_away_without_a_trace(root: Path) -> None:
+    before = contents(root)
+    (root / "net.d" / "10-calico.conflist").chmod(0o640)
+    wanted = make(root)
+    assert [change.path for change in node.install(wanted)] == [wanted.binary_path, str(root / "net.d" / "10-calico.conflist")]
+    assert node.status(wanted) == node.Status("10-calico.conflist", ())
+    assert os.stat(wanted.binary_path).st_mode & 0o777 == 0o755
+    assert (root / "net.d" / "10-calico.conflist").stat().st_mode & 0o777 == 0o640
+    assert node.install(wanted) == []
+    node.uninstall(wanted)
+    assert contents(root) == before
+    assert node.uninstall(wanted) == []
+
+
+def test_what_others_change_meanwhile_stays(root: Path) -> None:
+    node.install(make(root))
+    path = root / "net.d" / "10-calico.conflist"
+    path.write_text(path.read_text().replace('"mtu": 1.0', '"mtu": 9000'))
+    node.uninstall(make(root))
+    assert path.read_text() == CALICO.replace('"mtu": 1.0', '"mtu": 9000')
+
+
+def test_a_single_configuration_is_never_edited(root: Path) -> None:
+    (root / "net.d" / "10-calico.conflist").unlink()
+    (root / "net.d" / "10-bridge.conf").write_text(BRIDGE)
+    before = contents(root)
+    node.install(make(root))
+    own = root / "net.d" / files.OWN_LIST
+    assert (root / "net.d" / "10-bridge.conf").read_text() == BRIDGE
+    assert [plugin["type"] for plugin in json.loads(own.read_text())["plugins"]] == ["bridge", "interceptor-cni"]
+    assert own.stat().st_mode & 0o777 == 0o600
+    # What a runtime loads now is ours.
+    assert sorted(name for name in os.listdir(root / "net.d") if name.endswith((".conf", ".conflist")))[0] == files.OWN_LIST
+    node.uninstall(make(root))
+    assert contents(root) == before
+
+
+def test_our_list_goes_when_the_single_configuration_becomes_a_list(root: Path) -> None:
+    calico = (root / "net.d" / "10-calico.conflist").read_text()
+    (root / "net.d" / "10-calico.conflist").unlink()
+    (root / "net.d" / "10-bridge.conf").write_text(BRIDGE)
+    node.install(make(root))
+    (root / "net.d" / "05-calico.conflist").write_text(calico)
+    node.install(make(root))
+    assert not (root / "net.d" / files.OWN_LIST).exists()
+    assert node.status(make(root)).problems == ()
+
+
+@pytest.mark.parametrize("bad", ["{", "[]", '{"name": "x"}', '{"name": "x", "plugins": []}'])
+def test_the_first_that_a_runtime_loads_is_chosen(root: Path, bad: str) -> None:
+    (root / "net.d" / "00-broken.conflist").write_text(bad)
+    (root / "net.d" / "20-other.conflist").write_text(CALICO)
+    node.install(make(root))
+    assert (root / "net.d" / "00-broken.conflist").read_text() == bad
+    assert (root / "net.d" / "20-other.conflist").read_text() == CALICO
+    assert node.status(make(root)).conflist == "10-calico.conflist"
+
+
+def test_without_a_primary_plugin_nothing_is_done_to_the_conflists(root: Path) -> None:
+    (root / "net.d" / "10-calico.conflist").unlink()
+    before = contents(root / "net.d")
+    with pytest.raises(InstallError, match="no valid network configuration"):
+        node.install(make(root))
+    assert contents(root / "net.d") == before
+
+
+def test_without_the_agent_the_conflist_stays_as_it_is(root: Path) -> None:
+    wanted = make(root, entry={**ENTRY, "agentSocket": str(root / "agent.sock")})
+    with pytest.raises(InstallError, match="does not listen"):
+        node.install(wanted, socket_wait_s=0)
+    assert (root / "net.d" / "10-calico.conflist").read_text() == CALICO
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(root / "agent.sock"))
+        sock.listen()
+        node.install(wanted, socket_wait_s=0)
+        assert node.status(wanted).problems == ()
+    assert "does not listen" in " ".join(node.status(wanted).problems)
+
+
+def test_status_names_what_is_amiss(root: Path) -> None:
+    wanted = make(root)
+    assert len(node.status(wanted).problems) == 2
+    node.install(wanted)
+    path = root / "net.d" / "10-calico.conflist"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "plugins": [{"type": "calico"}, ENTRY, {"type": "late"}]}))
+    os.unlink(wanted.binary_path)
+    problems = node.status(wanted).problems
+    assert any("another plugin stands behind" in problem for problem in problems)
+    assert any("missing" in problem for problem in problems)
+
+
+INSTALL = "import sys; from cni.install import node; w = node.Node(*sys.argv[1:3], {'type': 'interceptor-cni'}, b'x' * 2000000)"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", ["install", "uninstall"])
+def test_killed_at_any_moment_it_leaves_whole_files_and_is_mended_by_the_next_run(root: Path, verb: str) -> None:
+    chance = random.Random(4)
+    before = contents(root)
+    argv = [sys.executable, "-c", f"{INSTALL}; print(flush=True); node.{verb}(w)", str(root / "net.d"), str(root / "bin")]
+    wanted = make(root, entry={"type": "interceptor-cni"}, binary=b"x" * 2000000)
+    for _ in range(100):
+        if verb == "uninstall":
+            node.install(wanted)
+        running = subprocess.Popen(argv, stdout=subprocess.PIPE)
+        assert running.stdout is not None
+        running.stdout.read(1)
+        with suppress(subprocess.TimeoutExpired):
+            running.wait(chance.uniform(0, 0.02))
+        running.send_signal(signal.SIGKILL)
+        running.wait()
+        running.stdout.close()
+        found = conflist.validate((root / "net.d" / "10-calico.conflist").read_text())
+        if any(plugin["type"] == "interceptor-cni" for plugin in found["plugins"]):
+            assert Path(wanted.binary_path).read_bytes() == wanted.binary
+    node.install(wanted)
+    assert node.status(wanted).problems == ()
+    node.uninstall(wanted)
+    assert contents(root) == before
+
+
+@pytest.fixture
+def keeping(root: Path) -> Iterator[list[tuple[str, str]]]:
+    """`keep` at work on `root`, and what it tells."""
+    told: list[tuple[str, str]] = []
+    stop = threading.Event()
+    thread = threading.Thread(target=keep, args=(make(root), stop, lambda *event: told.append(event)))
+    thread.start()
+    yield told
+    stop.set()
+    thread.join(DEADLINE_S)
+    assert not thread.is_alive()
+
+
+def test_what_another_writer_takes_away_is_put_back(root: Path, keeping: list[tuple[str, str]]) -> None:
+    path = root / "net.d" / "10-calico.conflist"
+    until(lambda: "interceptor-cni" in path.read_text())
+    for take_away in (lambda: path.write_text(CALICO), lambda: (root / "bin" / "interceptor-cni").unlink()):
+        take_away()
+        until(lambda: not node.status(make(root)).problems)
+    assert {event for event, _ in keeping} == {"repaired"}
+
+
+def test_beside_a_writer_that_never_stops_the_file_is_whole_and_the_fight_told(
+    root: Path, keeping: list[tuple[str, str]]
+) -> None:
+    path = root / "net.d" / "10-calico.conflist"
+    until(lambda: "interceptor-cni" in path.read_text())
+    rounds = 0
+    while not any(event == "fight" for event, _ in keeping):
+        rounds += 1
+        assert rounds < 50, keeping
+        new = path.with_suffix(".calico")
+        new.write_text(CALICO.replace("1.0", str(rounds)))
+        new.rename(path)
+        again = time.monotonic() + 0.1
+        while time.monotonic() < again:
+            conflist.validate(path.read_text())
+    until(lambda: not node.status(make(root)).problems)
+    assert f'"mtu": {rounds}' in path.read_text()
+
+
+def test_it_ends_and_leaves_everything_in_place(root: Path) -> None:
+    argv = [sys.executable, "-m", "interceptor", "cni", "install", "--watch"]
+    running = subprocess.Popen([*argv, "--net-dir", str(root / "net.d"), "--bin-dir", str(root / "bin")])
+    until(lambda: not node.status(make(root, entry={}, binary=b"")).problems)
+    running.terminate()
+    assert running.wait(DEADLINE_S) == 0
+    assert not node.status(make(root, entry={}, binary=b"")).problems
