@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 
 CNI := build/cni/interceptor-cni
 
-.PHONY: bpf cni docs check test unit netns torture kernels golden lock bench demo clean
+.PHONY: bpf cni docs check test unit netns runtimes torture kernels golden lock bench demo clean
 
 $(STAMP): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
@@ -30,6 +30,10 @@ test: check $(CNI)
 
 netns: $(STAMP)
 	$(BIN)/pytest -q -n 4 --dist loadscope -m 'not torture' tests/netns
+
+# Containers of real podman and containerd, captured by the installed plugin: about four minutes; tests/runtimes/setup.sh first.
+runtimes: $(STAMP) $(CNI)
+	$(BIN)/pytest -q tests/runtimes
 
 # Long: 2,000 sampled packets a backend against `walk`, deep hypothesis profiles.
 torture: $(STAMP)

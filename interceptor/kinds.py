@@ -76,6 +76,12 @@ def _cgroup(text: str, _names: Names) -> str:
     return path
 
 
+def _directory(text: str) -> str:
+    if not text.startswith("/") or "\0" in text:
+        raise ValueError("an absolute path")
+    return text
+
+
 def _cgroup_or_root(text: str, names: Names) -> str:
     return "/" if text.strip() == "/" else _cgroup(text, names)
 
@@ -167,6 +173,7 @@ OPTIONAL_MARK = Kind(
     lambda mark: "" if mark is None else str(mark),
 )
 CGROUP = Kind("PATH", lambda text, names: _cgroup(text, names) if text.strip() else None, lambda path: path or "")
+OPTIONAL_DIRECTORY = Kind("DIR", lambda text, _: _directory(text) if text.strip() else None, lambda path: path or "")
 CAPTURE_CGROUP = Kind(
     "PATH",
     lambda text, names: _cgroup_or_root(text, names) if text.strip() else None,

@@ -12,6 +12,7 @@ from interceptor.kinds import (
     GRACE,
     NAMES_SEEN,
     OPTIONAL_COUNT,
+    OPTIONAL_DIRECTORY,
     OPTIONAL_DURATION,
     PORTS,
     RESOLVERS,
@@ -32,8 +33,17 @@ class ProxyOptions:
     workers: int | None = option(
         "Connections", AUTOMATIC_COUNT, None, "Processes that share the ports; auto: the processors that this cgroup may use."
     )
-    relay: Literal["auto", "splice", "copy"] = option(
-        "Connections", one_of("auto", "splice", "copy"), "auto", "What moves the bytes; auto: the cheapest that works here."
+    relay: Literal["auto", "packet", "splice", "copy"] = option(
+        "Connections",
+        one_of("auto", "packet", "splice", "copy"),
+        "auto",
+        "What moves the bytes; auto: the cheapest that works here.",
+    )
+    packet_pins: str | None = option(
+        "Connections",
+        OPTIONAL_DIRECTORY,
+        None,
+        "Where the packet relay leaves its flows to the next proxy, below /sys/fs/bpf; without, they end with this one.",
     )
     max_connections: int | None = option(
         "Connections", AUTOMATIC_COUNT, None, "Refuse more open connections than this; auto: what the descriptors allow."

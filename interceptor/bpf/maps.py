@@ -28,6 +28,7 @@ HASH = 1
 ARRAY = 2
 PERCPU_ARRAY = 6
 LRU_HASH = 9
+ARRAY_OF_MAPS = 12
 RINGBUF = 27
 # Flags of MAP_UPDATE_ELEM
 ANY = 0  # create or replace
@@ -127,8 +128,8 @@ class Map:
         return struct.pack("=IIQQQ", self.descriptor, 0, self._key.address, target.address, 0)
 
 
-def create_map(definition: MapDefinition) -> Map:
-    """A new map. Raises BpfError naming it; needs CAP_BPF."""
+def create_map(definition: MapDefinition, inner: Map | None = None) -> Map:
+    """A new map; `inner` is an example of what a map of maps will hold. Raises BpfError naming it; needs CAP_BPF."""
     name = definition.name.encode()[:NAME_SIZE]
     attr = struct.pack(
         "=IIIIIII16s",
@@ -137,7 +138,7 @@ def create_map(definition: MapDefinition) -> Map:
         definition.value_size,
         definition.max_entries,
         definition.flags,
-        0,
+        0 if inner is None else inner.descriptor,
         0,
         name,
     )

@@ -158,12 +158,14 @@ def load_program(code: ProgramCode, maps: Mapping[str, Map]) -> Program:
     instructions = Buffer(_relocated(code, maps))
     license_text = c_string("GPL")  # several helpers we call are for GPL programs only
     # First without a log: writing one makes loading several times slower.
+    # A program for tcx may be attached at both sides, and called from both, as long as it does not say which it expects.
+    expected = 0 if kind == _SCHED_CLS else attach_type
     try:
-        return Program(code.name, _prog_load(code.name, kind, attach_type, instructions, license_text), attach_type)
+        return Program(code.name, _prog_load(code.name, kind, expected, instructions, license_text), attach_type)
     except OSError as error:
         log = Buffer(LOG_SIZE)
         try:
-            return Program(code.name, _prog_load(code.name, kind, attach_type, instructions, license_text, log), attach_type)
+            return Program(code.name, _prog_load(code.name, kind, expected, instructions, license_text, log), attach_type)
         except OSError:
             said = log.text[-LOG_SHOWN:].strip() or "needs CAP_BPF and, for network programs, CAP_NET_ADMIN"
             raise BpfError(f"loading BPF program {code.name}: {error.strerror}: {said}") from error
@@ -183,7 +185,7 @@ def _relocated(code: ProgramCode, maps: Mapping[str, Map]) -> bytes:
 
 
 def _prog_load(
-    name: str, kind: int, attach_type: int, instructions: Buffer, license_text: Buffer, log: Buffer | None = None
+    name: str, kind: int, expected: int, instructions: Buffer, license_text: Buffer, log: Buffer | None = None
 ) -> int:
     attr = struct.pack(
         "=IIQQIIQII16sII",
@@ -198,7 +200,7 @@ def _prog_load(
         0,
         name.encode()[:15],
         0,
-        attach_type,
+        expected,
     ).ljust(ATTR_SIZE, b"\0")
     for _ in range(LOAD_ATTEMPTS - 1):
         try:

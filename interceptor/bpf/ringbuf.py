@@ -34,10 +34,19 @@ class RingBuffer:
         """What to poll."""
         return self._descriptor
 
+    def peek(self) -> bytes | None:
+        """The next record, left where it is; None when there is none."""
+        (produced,) = struct.unpack_from("=Q", self._producer, 0)
+        if self._position >= produced:
+            return None
+        offset = self._page + (self._position & self._mask)
+        (header,) = struct.unpack_from("=I", self._producer, offset)
+        return None if header & (BUSY | DISCARD) else self._producer[offset + HEADER_SIZE : offset + HEADER_SIZE + header]
+
     def read(self) -> Iterator[bytes]:
         """All records that are there now. Their room is given back one by one, as they are taken."""
-        (produced,) = struct.unpack_from("=Q", self._producer, 0)
-        while self._position < produced:
+        # The producer's position each time anew: a record committed while we read wakes nobody.
+        while self._position < struct.unpack_from("=Q", self._producer, 0)[0]:
             offset = self._page + (self._position & self._mask)
             (header,) = struct.unpack_from("=I", self._producer, offset)
             if header & BUSY:

@@ -13,7 +13,7 @@ from interceptor.proxy.flows import Flow, errno_name
 from interceptor.proxy.hooks import Admit
 from interceptor.proxy.listeners import BoundListener
 from interceptor.proxy.loop import LISTENER
-from interceptor.proxy.metrics import ACCEPT_ERRORS, REFUSED, ListenerCounts
+from interceptor.proxy.metrics import ACCEPT_ERRORS, ADOPTED, REFUSED, ListenerCounts
 from interceptor.proxy.original_dst import NoOriginalDst, original_dst_of, refuse_loop
 from interceptor.proxy.probe import ProbeAnswer
 from interceptor.proxy.runtime import Runtime
@@ -62,6 +62,12 @@ class Acceptor:
         self.runtime.loop.unwatch(self._sock.fileno())
         self.runtime.loop.dispose(self._sock)
 
+    def resume(self, connection: Connection) -> None:
+        """`connection` was accepted by a process that is gone."""
+        self.runtime.counts.add(ADOPTED)
+        self.counts.opened()
+        self._sweep.add(connection)
+
     def ended(self, connection: Connection) -> None:
         """`connection` is over."""
         runtime = self.runtime
@@ -105,6 +111,7 @@ class Acceptor:
             self._refuse(sock, client, destination, NoOriginalDst.reason, errno_name(error.errno or 0))
             return
         if destination[1] == runtime.settings.probe_port:
+            runtime.relay.abandon(sock)
             ProbeAnswer(runtime.loop, sock, self.listener, client, destination)
             return
         admit = self._admit or runtime.hooks.admit

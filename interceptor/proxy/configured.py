@@ -36,6 +36,7 @@ def settings(
         udp_idle_s=config.udp_idle_timeout,
         drain_deadline_s=config.drain_deadline,
         relay=config.relay,
+        packet_pins=config.packet_pins,
         max_connections=config.max_connections,
         max_connections_per_client=config.max_connections_per_client,
         keepalive_s=config.keepalive,

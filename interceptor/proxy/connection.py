@@ -113,6 +113,13 @@ class Connection:
                 self._dns_name = runtime.names.name_of(self.original_dst[0])
         self.feed(ACCEPTED if runtime.hooks.hear is None else ACCEPTED_UNHEARD)
 
+    def resume(self, upstream: SocketType, running: Running) -> None:
+        """Go on with a flow that is relayed already."""
+        self.upstream = upstream
+        self.running = running
+        self._upstream_local = upstream.getsockname()
+        self.state = State.RELAYING
+
     def feed(self, event: Event, number: int = 0) -> None:
         """Tell the session of `event` and carry out what it answers. `number` is a failure's errno."""
         try:
@@ -247,9 +254,9 @@ class Connection:
     def _relay(self) -> None:
         assert self.upstream is not None
         runtime = self._acceptor.runtime
-        self._acceptor.counts.relaying(runtime.relay.name)
         preface = runtime.hooks.preface
         self.running = running = runtime.relay.join(self.client, self.upstream, self)
+        self._acceptor.counts.relaying(running.name)
         first, self._first = self._first, b""
         running.start(first if preface is None else preface(self) + first)
 
@@ -275,6 +282,8 @@ class Connection:
             self._peek = None
         if self.running is not None:
             self.running.stop()
+        else:
+            self._acceptor.runtime.relay.abandon(self.client)
         # The side that is not broken gets what the other had sent; whichever we break ourselves does not.
         for sock, its_failure in ((self.client, CLIENT_FAILED), (self.upstream, UPSTREAM_FAILED)):
             if sock is None:
@@ -312,12 +321,14 @@ class Connection:
     def _report(self) -> None:
         acceptor = self._acceptor
         runtime = acceptor.runtime
-        duration_s = time.monotonic() - self.start
+        now, running = time.monotonic(), self.running
+        ended_at = running.ended_at if running is not None else None
+        duration_s = (now if ended_at is None else ended_at) - self.start
         reason = self._reason.text
         acceptor.counts.closed(reason, duration_s)
-        if self.running is not None:
+        if running is not None:
             self.count_moved()
-            acceptor.counts.relayed(runtime.relay.name)
+            acceptor.counts.relayed(running.name)
         runtime.record(self._flow(reason, duration_s))
         self.running = None
         acceptor.ended(self)
@@ -325,7 +336,7 @@ class Connection:
     def _flow(self, reason: str, duration_s: float) -> Flow:
         acceptor, running, owner, process, names = self._acceptor, self.running, self._owner, self._process, self.names
         return Flow(
-            time.time() - duration_s,
+            time.time() - (time.monotonic() - self.start),
             "tcp",
             acceptor.direction,
             acceptor.listener,
@@ -340,7 +351,7 @@ class Connection:
             owner.uid if owner is not None else None,
             process.pid if process is not None else None,
             process.command if process is not None else None,
-            acceptor.runtime.relay.name if running is not None else None,
+            running.name if running is not None else None,
             None if self._connect_s is None else self._connect_s * 1000,
             None,
             names.sni,

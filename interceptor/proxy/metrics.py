@@ -44,7 +44,11 @@ REFUSALS = (
 )
 ACCEPT_ERRNOS = ("ECONNABORTED", "EMFILE", "ENFILE", "ENOBUFS", "ENOMEM", "EPERM", "EPROTO", OTHER)
 RELAYS = ("copy", "splice", "packet", OTHER)
-FALLBACKS = ("proxy_protocol", "unsupported", "failed", OTHER)
+# Why a flow was not spliced packet by packet: relay/packet_layout.py, REFUSALS.
+FALLBACKS = (
+    *("no_handshake", "timestamps", "ecn", "mss", "early_data", "route", "map_full", "no_entry", "proxy_protocol"),
+    OTHER,
+)
 DNS_OUTCOMES = ("answered", "cached", "malformed", "no_answer", "upstream_failed", "client_failed", "drained", OTHER)
 
 Labels: TypeAlias = tuple[tuple[str, tuple[str, ...]], ...]
@@ -151,6 +155,7 @@ RELAYS_ENDED = _counter("interceptor_relays_ended_total", "Relays ended, by how 
 FALLBACKS_MADE = _counter(
     "interceptor_relay_fallbacks_total", "Connections that a faster relay could not take, by why not.", reason=FALLBACKS
 )
+ADOPTED = _counter("interceptor_connections_adopted_total", "Connections taken over from a proxy or worker that had ended.")
 RECORDS_WRITTEN = _counter("interceptor_flow_records_written_total", "Lines written to the flow log.")
 RECORDS_LOST = _counter(
     "interceptor_flow_records_lost_total",

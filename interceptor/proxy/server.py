@@ -14,6 +14,7 @@ from typing import Literal
 from interceptor.proxy import open_flows
 from interceptor.proxy.acceptor import Acceptor
 from interceptor.proxy.announce import Announcer
+from interceptor.proxy.connection import Connection
 from interceptor.proxy.dns.datagrams import DnsDatagrams
 from interceptor.proxy.dns.names import Names
 from interceptor.proxy.dns.resolver import Resolver
@@ -28,7 +29,9 @@ from interceptor.proxy.local_addresses import LocalAddresses
 from interceptor.proxy.loop import Loop
 from interceptor.proxy.metrics import Counts, Region
 from interceptor.proxy.owners import Owners
-from interceptor.proxy.relay.choice import choose, open_relay
+from interceptor.proxy.relay.choice import open_relay
+from interceptor.proxy.relay.packet import PacketRelay
+from interceptor.proxy.relay.packet_table import FlowTable
 from interceptor.proxy.runtime import Runtime
 from interceptor.proxy.session import Event
 from interceptor.proxy.settings import ProxySettings
@@ -52,13 +55,14 @@ class Proxy:
         open_socket: OpenSocket = SocketType,
         counts: Counts | None = None,
         names: Names | None = None,
+        flow_table: FlowTable | None = None,
     ) -> None:
         self._loop = Loop()
         self._loop.on_wakeup = self._told_to_stop
         self._listeners = listeners
         self._settings = settings
         view = listeners[0].view
-        relay = open_relay(choose(settings.relay).name, self._loop)
+        relay = open_relay(settings.relay, self._loop, flow_table)
         local = LocalAddresses(view, self._loop)
         self._runtime = Runtime(
             settings, self._loop, view, relay, open_socket, on_flow, Owners(view), local, counts or Region().worker(0), names
@@ -117,8 +121,14 @@ class Proxy:
             with self._signals():
                 if self._settings.run_as is not None:
                     become(*self._settings.run_as, frozenset({CAP_NET_ADMIN} if self._settings.needs_net_admin else ()))
+                if isinstance(self._runtime.relay, PacketRelay):
+                    self._runtime.relay.serve(
+                        self._listeners, self.hooks, self._runtime.counts, peeks=bool(self._settings.peek)
+                    )
                 for bound in self._listeners:
                     self._serve(bound)
+                if isinstance(self._runtime.relay, PacketRelay):
+                    self._adopt(self._runtime.relay)
                 self._serving = True
                 on_ready()
                 self._loop.run()
@@ -164,6 +174,15 @@ class Proxy:
             preface=Announcer(header) if header is not None else None,
         )
 
+    def _adopt(self, relay: PacketRelay) -> None:
+        """Go on with the flows of a proxy, or worker, that is gone."""
+        by_direction = {acceptor.direction: acceptor for acceptor in self._acceptors}
+        for adopted, resume in relay.adopt():
+            acceptor = by_direction.get("inbound" if adopted.is_inbound else "outbound", self._acceptors[0])
+            connection = Connection(acceptor, adopted.client, adopted.client_address, adopted.original_dst, adopted.began)
+            acceptor.resume(connection)
+            connection.resume(adopted.upstream, resume(connection))
+
     def _told_to_stop(self, _messages: bytes) -> None:
         if self._draining or not self._sweep.connections:
             self._end_now()
@@ -175,6 +194,8 @@ class Proxy:
         self._loop.later(self._settings.drain_deadline_s, self._end_now)
 
     def _end_now(self) -> None:
+        if isinstance(self._runtime.relay, PacketRelay):
+            self._runtime.relay.leave()
         for connection in tuple(self._sweep.connections):
             connection.feed(Event.DRAIN)
         self._loop.stop()

@@ -16,7 +16,7 @@ ListenFamily: TypeAlias = Literal["v4", "v6", "dual"]
 Kind: TypeAlias = Literal["sni", "host"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 # "auto" takes the cheapest that works here (relay/choice.py).
-RelayName: TypeAlias = Literal["auto", "splice", "copy"]
+RelayName: TypeAlias = Literal["auto", "packet", "splice", "copy"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,7 @@ class ProxySettings:
     keepalive_s: silent peers are asked after so long, and as often, whether they live; None: they are not.
     peek: what to look for in the client's first bytes.
     dns_families: those in which DNS is listened for; empty: those of `listeners`.
+    packet_pins: a directory where the packet relay leaves its flows to the next proxy.
     resolvers: IP addresses, optionally `ip:port` or `[ip]:port`, to be asked in this order; dns_parallel: all at once.
     dns_cache_size: how many answers are kept; 0: none.
     virtual_interfaces: whoever comes in by these may ask, too; others only from this host.
@@ -77,6 +78,7 @@ class ProxySettings:
     dns_cache_size: int = 4096
     virtual_interfaces: tuple[str, ...] = ()
     relay: RelayName = "auto"
+    packet_pins: str | None = None
     max_connections: int | None = None
     max_connections_per_client: int | None = None
     keepalive_s: float | None = 180.0  # ztunnel's
@@ -86,5 +88,5 @@ class ProxySettings:
 
     @property
     def needs_net_admin(self) -> bool:
-        """Whether sockets opened while running need CAP_NET_ADMIN (SO_MARK, IP_TRANSPARENT)."""
-        return self.original_source or self.upstream_mark is not None or bool(self.udp_listeners)
+        """Whether sockets opened while running need CAP_NET_ADMIN (SO_MARK, IP_TRANSPARENT, TCP_REPAIR)."""
+        return self.original_source or self.upstream_mark is not None or bool(self.udp_listeners) or self.relay == "packet"

@@ -190,8 +190,21 @@ def _set(values: tuple[PortRange, ...] | tuple[IdRange, ...]) -> str:
 
 
 def _networks(networks: tuple[Network, ...], family: Family) -> str:
-    members = [_network(item) for item in networks if Family.of(item) is family]
+    # The kernel keeps intervals and joins those that touch; nft then lists a range, which no prefix need be.
+    runs: list[list[Network]] = []
+    for item in sorted((item for item in networks if Family.of(item) is family), key=lambda item: int(item.network_address)):
+        if runs and int(item.network_address) == int(runs[-1][-1].broadcast_address) + 1:
+            runs[-1].append(item)
+        else:
+            runs.append([item])
+    members = [_run(run) for run in runs]
     return members[0] if len(members) == 1 else "{ " + ", ".join(members) + " }"
+
+
+def _run(run: list[Network]) -> str:
+    if len(run) == 1:
+        return _network(run[0])
+    return f"{kernel_text(run[0].network_address)}-{kernel_text(run[-1].broadcast_address)}"
 
 
 def _network(network: Network) -> str:

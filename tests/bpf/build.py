@@ -15,7 +15,21 @@ from pathlib import Path
 
 BPF = Path(__file__).parents[2] / "interceptor" / "bpf"
 SOURCES, OBJECTS = BPF / "src", BPF / "objects"
-FLAGS = ["-target", "bpf", "-mcpu=v3", "-O2", "-g0", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-Wno-unused-variable"]
+FLAGS = [
+    "-target",
+    "bpf",
+    "-mcpu=v3",
+    "-O2",
+    "-g0",
+    "-std=gnu11",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    "-Wno-unused-parameter",
+    "-Wno-unused-const-variable",
+    "-Wno-unused-function",
+    "-Wno-unused-variable",
+]
 INCLUDE = re.compile(r'^#include "(.+)"$', re.MULTILINE)
 STAMP = re.compile(rb"interceptor-source-sha256:([0-9a-f]{64})")
 

@@ -11,8 +11,6 @@ from ipaddress import ip_address
 import pytest
 
 from interceptor import netns
-from interceptor.errors import ProxyError
-from interceptor.proxy.dns import parse_resolver
 from interceptor.proxy.flows import Flow, rfc3339
 from interceptor.proxy.local_addresses import LocalAddresses
 from interceptor.proxy.loop import Loop
@@ -133,25 +131,6 @@ def test_other_ports_and_other_hosts_do_not_loop(port: int, own: bool) -> None:
 
     refuse_loop(("10.0.0.1", port), frozenset({15001}), is_local)
     assert bool(asked) is not own  # an address is looked up only for a port of ours
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("192.0.2.1", "192.0.2.1:53"),
-        ("192.0.2.1:5353", "192.0.2.1:5353"),
-        ("2001:db8::1", "[2001:db8::1]:53"),
-        ("[2001:db8::1]:5353", "[2001:db8::1]:5353"),
-    ],
-)
-def test_a_resolver_is_parsed(text: str, expected: str) -> None:
-    assert str(parse_resolver(text)) == expected
-
-
-@pytest.mark.parametrize("text", ["", "dns.example", "192.0.2.1:", "192.0.2.1:x", "[::1"])
-def test_what_is_no_resolver_is_named(text: str) -> None:
-    with pytest.raises(ProxyError, match="resolver"):
-        parse_resolver(text)
 
 
 def test_times_are_utc_to_the_millisecond() -> None:
