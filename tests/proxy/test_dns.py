@@ -6,17 +6,21 @@ import json
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import dns.flags
 import dns.message
+import dns.opcode
 import dns.rcode
 import dns.rrset
+import dns.update
 import pytest
 
 from interceptor.errors import ProxyError
-from tests.proxy.pods import DNS, OUTBOUND, REDIRECT_RULES, V4, V6, Pods, client, is_reset, listen, pods, proxy
+from tests.proxy.pods import DEADLINE_S, DNS, OUTBOUND, REDIRECT_RULES, V4, V6, Pods, client, is_reset, listen, pods, proxy
 from tests.proxy.resolvers import ADDRESSES, answer, negative, receive, send, server, stub, usual
 
 pytestmark = pytest.mark.netns
@@ -81,6 +85,81 @@ def test_many_questions_on_one_connection_are_each_answered(pod: Pods) -> None:
         assert sock.recv(1) == b""
     assert sorted(response.id for response in responses) == list(queries)
     assert all(queries[response.id].is_response(response) for response in responses)
+
+
+def test_a_client_that_reads_when_it_has_asked_everything_gets_every_answer(pod: Pods) -> None:
+    count = 20_000  # 1.2 MB of answers: more than any buffer here takes
+    asked = dns.message.make_query("www.test", "A").to_wire()
+    with server(pod.far, V4["far"]), proxy(pod.pod, **settings(at(V4["far"]))), client(pod.pod, V4["far"], 53) as sock:
+        writer = threading.Thread(target=send, args=(sock, *[asked] * count))
+        writer.start()
+        answers = {receive(sock) for _ in range(count)}
+        writer.join()
+    assert {len(each) for each in answers} == {len(asked) + 2 * 16}
+
+
+def test_a_change_of_a_zone_goes_through_to_the_server(pod: Pods) -> None:
+    update = dns.update.UpdateMessage("test.")
+    update.add("new", 60, "A", "192.0.2.1")
+
+    def accepting(query: dns.message.Message, _transport: str) -> bytes:
+        assert query.opcode() == dns.opcode.UPDATE
+        return query.to_wire()[:2] + b"\xa8\0" + bytes(8)  # no sections at all (RFC 2136 3.8)
+
+    with server(pod.far, V4["far"], script=accepting) as upstream, proxy(pod.pod, **settings(at(V4["far"]))):
+        with stub(pod, V4["far"]) as asking:
+            asking.sock.send(update.to_wire())
+            assert asking.sock.recv(512)[2:4] == b"\xa8\0"
+        assert len(upstream.seen) == 1
+
+
+def test_dnsmasq_behind_the_proxy_answers_as_by_itself(pod: Pods) -> None:
+    """A server that is not ours; what it leaves out or writes otherwise would show."""
+    options = ["--port=5356", "--no-hosts", "--no-resolv", "--conf-file=/dev/null", "--pid-file=", "--keep-in-foreground"]
+    records = [
+        "--host-record=host.test,198.18.0.7",
+        "--txt-record=txt.test,words",
+        "--cname=alias.test,host.test",
+        "--user=root",
+    ]
+    records += ["--mx-host=test,mail.test,10", "--auth-ttl=60", "--local-ttl=60", "--local=/test/"]
+    running = subprocess.Popen(["ip", "netns", "exec", pod.far, "dnsmasq", *options, *records])
+    try:
+        with (
+            proxy(pod.pod, **settings(at(V4["far"], 5356))),
+            stub(pod, V4["far"]) as captured,
+            stub(pod, V4["far"], 5356) as direct,
+        ):
+            until_answered(direct.sock)
+            for name, kind in (
+                ("host.test", "A"),
+                ("host.test", "AAAA"),
+                ("txt.test", "TXT"),
+                ("test", "MX"),
+                ("gone.test", "A"),
+            ):
+                for _ in range(2):
+                    for ask in (captured.ask, captured.ask_tcp):
+                        found, wanted = ask(name, kind, use_edns=0), direct.ask(name, kind, use_edns=0)
+                        assert (found.answer, found.rcode()) == (wanted.answer, wanted.rcode())
+    finally:
+        running.terminate()
+        running.wait()
+
+
+def until_answered(sock: socket.socket) -> None:
+    """Ask until somebody answers."""
+    deadline = time.monotonic() + DEADLINE_S
+    sock.settimeout(0.1)
+    while True:
+        try:
+            sock.send(dns.message.make_query("ready.test", "A").to_wire())
+            sock.recv(512)
+        except (TimeoutError, ConnectionRefusedError):
+            assert time.monotonic() < deadline
+        else:
+            sock.settimeout(DEADLINE_S)
+            return
 
 
 def test_no_such_name_and_no_such_type_are_remembered(pod: Pods) -> None:

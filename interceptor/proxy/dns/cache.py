@@ -17,7 +17,7 @@ LARGEST = 4096
 OTHER_FAMILY = {wire.A: wire.AAAA, wire.AAAA: wire.A}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Kept:
     """An answer without OPT, and when it came: a time of the cache's clock, in seconds."""
 
