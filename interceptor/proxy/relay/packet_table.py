@@ -202,7 +202,8 @@ class FlowTable:
         untracked = []
         down = self._remove_path(entry.server, flow_id)
         self._remove_path(entry.client, flow_id)
-        if entry.ifindex != LOOPBACK:
+        # A port that is another connection's by now: conntrack's entry is that one's too.
+        if down is not None and entry.ifindex != LOOPBACK:
             server, proxy = layout.unpack_tuple(entry.server)
             untracked.append((proxy, server))
         if down is not None and down.ifindex != LOOPBACK:
