@@ -66,7 +66,13 @@ def _resolvers(config: Mapping[str, Any], runtime: Mapping[str, Any]) -> tuple[s
     # The pod's resolv.conf isn't written yet. What it will say comes by the `dns` capability ("servers", CONVENTIONS.md) or
     # from the primary plugin ("nameservers", section 5); containerd sends an empty object where it knows nothing.
     previous = config.get("prevResult")
-    sources = ((runtime.get("dns"), "servers"), (previous.get("dns") if isinstance(previous, dict) else None, "nameservers"))
+    # containerd (its go-cni) writes the capability's keys with a capital letter, which Go programs read as well.
+    dns = runtime.get("dns")
+    sources = (
+        (dns, "servers"),
+        (dns, "Servers"),
+        (previous.get("dns") if isinstance(previous, dict) else None, "nameservers"),
+    )
     for source, key in sources:
         servers = source.get(key) if isinstance(source, dict) else None
         if isinstance(servers, list) and servers:

@@ -10,9 +10,11 @@ from interceptor.backends import nf_tables, nft_table, process
 from interceptor.config import Backend
 from interceptor.errors import ConfigError, Problem, Unsupported
 
-BackendName = Literal["nft", "iptables-nft", "iptables-legacy", "libiptc"]
+# "connect" writes no rules: for a plan that has none.
+RuleBackendName = Literal["nft", "iptables-nft", "iptables-legacy", "libiptc"]
+BackendName = RuleBackendName | Literal["connect"]
 # In order of preference.
-NAMES: tuple[BackendName, ...] = ("nft", "iptables-nft", "iptables-legacy", "libiptc")
+NAMES: tuple[RuleBackendName, ...] = ("nft", "iptables-nft", "iptables-legacy", "libiptc")
 PROGRAMS: dict[BackendName, tuple[str, ...]] = {
     "nft": ("nft",),
     "iptables-nft": ("iptables-nft-restore", "iptables-nft-save", "ip6tables-nft-restore", "ip6tables-nft-save"),

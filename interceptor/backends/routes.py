@@ -1,6 +1,7 @@
 """TPROXY's policy routes: `ip rule` by mark into a table whose default route delivers everything locally.
 
-Ours by the protocol number that both carry in the kernel. Reading is raw netlink; only a change imports pyroute2.
+Ours by the protocol number that both carry in the kernel. Reading is raw netlink; a change is pyroute2's, where there are
+packages: the static CNI plugin has none, and sends the messages itself.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from interceptor.values import Family, Mark
 
 if TYPE_CHECKING:
     from pyroute2 import IPRoute
+
+    from interceptor.backends.route_messages import RouteMessages
 
 # Neither the kernel's rtnetlink.h nor iproute2's rt_protos names 137.
 PROTOCOL = 137
@@ -175,15 +178,27 @@ def _packed(number: int) -> bytes:
     return struct.pack("=I", number)
 
 
-def _opened() -> IPRoute:
-    from pyroute2 import IPRoute  # 180–250 ms: only when there is something to change
+def _opened() -> IPRoute | RouteMessages:
+    try:
+        from pyroute2 import IPRoute  # 180–250 ms: only when there is something to change
+    except ModuleNotFoundError:
+        from interceptor.backends.route_messages import RouteMessages
 
+        return RouteMessages()
     return IPRoute()
 
 
-def _change_rule(ip: IPRoute, verb: str, family: Family, mark: Mark, table: int) -> None:
-    from pyroute2 import NetlinkError
+def _refusal() -> type[Exception]:
+    # What _opened()'s answer raises; in both the first argument is the kernel's errno.
+    try:
+        from pyroute2 import NetlinkError
+    except ModuleNotFoundError:
+        return OSError
+    refusal: type[Exception] = NetlinkError
+    return refusal
 
+
+def _change_rule(ip: IPRoute | RouteMessages, verb: str, family: Family, mark: Mark, table: int) -> None:
     try:
         ip.rule(
             verb,
@@ -194,14 +209,12 @@ def _change_rule(ip: IPRoute, verb: str, family: Family, mark: Mark, table: int)
             table=table,
             protocol=PROTOCOL,
         )
-    except NetlinkError as error:
+    except _refusal() as error:
         what = f"IP{family.value} rule priority {PRIORITY} fwmark {mark} lookup {table}"
-        raise _failed(verb, what, error.code) from error
+        raise _failed(verb, what, error.args[0]) from error
 
 
-def _change_route(ip: IPRoute, verb: str, family: Family, table: int) -> None:
-    from pyroute2 import NetlinkError
-
+def _change_route(ip: IPRoute | RouteMessages, verb: str, family: Family, table: int) -> None:
     try:
         ip.route(
             verb,
@@ -214,8 +227,8 @@ def _change_route(ip: IPRoute, verb: str, family: Family, table: int) -> None:
             priority=METRIC,
             scope="host",
         )
-    except NetlinkError as error:
-        raise _failed(verb, f"IP{family.value} route local default dev lo table {table}", error.code) from error
+    except _refusal() as error:
+        raise _failed(verb, f"IP{family.value} route local default dev lo table {table}", error.args[0]) from error
 
 
 def _failed(verb: str, what: str, code: int) -> BackendError:

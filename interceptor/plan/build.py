@@ -12,6 +12,7 @@ from interceptor.config import Config
 from interceptor.errors import Unsupported
 from interceptor.plan import established
 from interceptor.plan import outbound as out
+from interceptor.plan.connect import connect_capture
 from interceptor.plan.inbound import inbound_chain
 from interceptor.plan.model import (
     Chain,
@@ -96,6 +97,7 @@ class _Builder:
             chains=tuple(chain for chain in chains if chain.rules or chain.hook is None),
             routes=self.routes,
             inbound_source_v6=leg_from_v6 and self.facts.loopback_has_v6,
+            connect=connect_capture(self.config, self.facts, self.covered) if self.config.outbound == "connect" else None,
         )
 
     def enter(self, match: Match, verdict: Verdict, why: str, option: str) -> Iterator[Rule]:
@@ -111,7 +113,9 @@ class _Builder:
             yield Chain(Table.RAW, "ZONE", out.zone_rules(self.config))
             entry = tuple(self.enter(Match(proto=Proto.UDP), Jump("ZONE"), "conntrack zones", "--dns"))
             yield Chain(Table.RAW, "OUTPUT", entry, Hook.OUTPUT)
-        if self.config.conntrack_timeouts and (self.config.outbound != "off" or self.dns):
+        # What is decided at connect() is decided by no conntrack entry.
+        translates = self.config.outbound in ("redirect", "tproxy")
+        if self.config.conntrack_timeouts and (translates or self.dns):
             yield from out.timeout_chains(self.config, "SHORT")
             entry = tuple(self.enter(Match(proto=Proto.TCP), Jump("SHORT"), "conntrack timeouts", "--outbound"))
             yield Chain(Table.TIMEOUT, "OUTPUT", entry, Hook.OUTPUT)
@@ -138,6 +142,9 @@ class _Builder:
             if self.config.virtual_interfaces:
                 yield from out.virtual_chains(self.config, capturing, "VIRTUAL")
         elif redirects_in:
+            yield Chain(Table.NAT, "PROXY", out.self_call_rules("INBOUND"))
+        if redirects_in and not redirects_out:
+            # Entries for DNS alone, if any, do not lead here what else the proxy sends to its own pod.
             for match, option in out.identities(self.config):
                 local += self.enter(
                     replace(match, proto=Proto.TCP, syn=True, out_interface="lo"),
@@ -145,7 +152,6 @@ class _Builder:
                     "the proxy's own",
                     option,
                 )
-            yield Chain(Table.NAT, "PROXY", out.self_call_rules("INBOUND"))
         for match, option in entries:
             local += self.enter(match, Jump("OUTBOUND"), "outbound", option)
             for interface in self.config.virtual_interfaces:
@@ -161,7 +167,9 @@ class _Builder:
             yield inbound_chain(self.config, Table.NAT, (Proto.TCP,), "TO_INBOUND", "INBOUND")
             arriving += self.enter(FIRST_TCP, Jump("INBOUND"), "inbound", "--inbound")
         yield from self._nat_sinks(redirects_out, redirects_in)
-        if not local and (self.config.uses_tproxy or len(arriving) == len(self.config.exclude_interfaces)):
+        # Capture at connect() alone needs no rule, and is to cost no connection tracking.
+        nothing_else = len(arriving) == len(self.config.exclude_interfaces) and self.config.outbound != "connect"
+        if not local and (self.config.uses_tproxy or nothing_else):
             # The kernel translates only while some NAT chain stands, and tracks connections only while some rule asks for
             # it, as the direction does: connections that REDIRECT rules took before need both.
             older = replace(FIRST_TCP, direction=Direction.ORIGINAL)

@@ -78,6 +78,20 @@ def test_the_host_is_not_touched(binary: Binary, pod: Pod) -> None:
     assert snapshot(binary.runtime) == before
 
 
+@pytest.mark.parametrize("table", ["133", "1330"])
+def test_tproxys_routes_come_and_go(binary: Binary, pod: Pod, table: str) -> None:
+    """They are written without pyroute2 by the static file, which has no packages."""
+    empty = snapshot(pod)
+    given = {"backend": "nft", "outbound": "tproxy", "inbound": "tproxy", "tproxy_table": int(table)}
+    assert binary.call("ADD", pod.path, binary.config(capture=given)).status == 0
+    wanted = options(backend="nft", outbound="tproxy", inbound="tproxy", tproxy_table=table)
+    assert capture.check(wanted, netns=pod.name).differences == ()
+    for family in ("-4", "-6"):
+        assert f"lookup {table} proto 137" in pod.run("ip", family, "rule")
+    assert binary.call("DEL", pod.path).status == 0
+    assert snapshot(pod) == empty
+
+
 @pytest.fixture
 def leftover(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[str]:
     """A path where a namespace should be, and is none."""
@@ -173,9 +187,11 @@ def test_the_runtimes_wish_goes_over_the_conflist_and_arguments_over_both(binary
     assert capture.check(wanted, netns=pod.name).differences == ()
 
 
-def test_dns_is_captured_to_the_resolvers_that_the_pod_will_have(binary: Binary, pod: Pod) -> None:
+# CONVENTIONS.md says "servers"; containerd writes "Servers".
+@pytest.mark.parametrize("key", ["servers", "Servers"])
+def test_dns_is_captured_to_the_resolvers_that_the_pod_will_have(binary: Binary, pod: Pod, key: str) -> None:
     config = binary.config(
-        capture={"backend": "nft", "dns": "resolv-conf"}, runtimeConfig={"dns": {"servers": ["10.96.0.10", "fd00::a"]}}
+        capture={"backend": "nft", "dns": "resolv-conf"}, runtimeConfig={"dns": {key: ["10.96.0.10", "fd00::a"]}}
     )
     assert binary.call("ADD", pod.path, config).status == 0
     wanted = options(backend="nft", dns="resolv-conf")

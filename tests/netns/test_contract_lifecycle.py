@@ -28,6 +28,13 @@ CONFIGS = [
     pytest.param({"inbound": "tproxy", "outbound": "tproxy", "udp": "tproxy", "dns": "all"}, id="tproxy"),
     pytest.param({"original_source": "true", "virtual_interfaces": "virt0", "drop_invalid": "true"}, id="original-source"),
     pytest.param({"ip_family": "v4", "log_rules": "true"}, id="v4-only"),
+    pytest.param(
+        {
+            "exclude_outbound_cidrs": "10.0.3.0/24,10.0.4.0/24,10.9.0.0/16,fd00:0:0:3::/64,fd00:0:0:4::/64",
+            "exclude_inbound_cidrs": "10.0.2.1,10.0.2.2,10.0.2.3,255.255.255.254,255.255.255.255",
+        },
+        id="cidrs-that-touch",
+    ),
 ]
 # A port a test: the one before may still be in TIME_WAIT.
 PORTS = itertools.count(32000)

@@ -157,6 +157,11 @@ VARIANTS = {
         (works("libiptc"), works("libiptc", TPROXY)),
         without_files=("/usr/sbin/nft", "/usr/sbin/*tables*"),
     ),
+    "no-programs-no-nat": Variant(
+        (lacks("", "lacks NAT:", "iptable_nat"),),
+        without_modules=("nf_nat",),
+        without_files=("/usr/sbin/nft", "/usr/sbin/*tables*"),
+    ),
     "no-programs-no-legacy-tables": Variant(
         (lacks("", "lacks iptables-legacy's tables", "ip_tables"),),
         without_modules=("ip_tables", "ip6_tables"),
