@@ -148,7 +148,7 @@ def fingerprint(*, netns: str | None = None) -> tuple[object, ...] | None:
     """
     with _entered(netns):
         generation = detect.generation()
-        return None if generation is None else (generation, *surroundings.state())
+        return None if generation is None else (generation, at_connect.stands(), *surroundings.state())
 
 
 def _look(namespace: str | None, resolvers: Sequence[str] | None) -> HostFacts:
@@ -206,7 +206,8 @@ def _holding(missing: dict[detect.BackendName, str], keep: detect.BackendName | 
         # libiptc's and iptables-legacy's tables are the same.
         if name in missing or _same_tables(name, keep) or (name == "libiptc" and "iptables-legacy" not in missing):
             continue
-        if detect.may_hold(name) and _backend(name).observe().chains:
+        # A table of ours is ours whatever is in it: no program is started to look.
+        if detect.may_hold(name) and (name == "nft" or _backend(name).observe().chains):
             yield name
 
 

@@ -73,10 +73,11 @@ def choose(wish: Backend, missing: dict[BackendName, str], *, needs_nft: bool) -
 def may_hold(name: BackendName) -> bool:
     """Whether rules of ours can stand in this backend's tables here; False saves starting its programs.
 
-    Legacy tables are listed in /proc once they exist. iptables-nft's are nftables tables with iptables' names.
+    For nft this is certain: the table is ours. Legacy tables are listed in /proc once they exist. iptables-nft's are nftables
+    tables with iptables' names.
     """
     if name == "nft":
-        return True
+        return nft_table.comments() is not None
     if name == "iptables-nft":
         return nft_table.has_iptables_chains()
     return any(_read(f"/proc/thread-self/net/{file}") for file in ("ip_tables_names", "ip6_tables_names"))
