@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from cni import cluster
@@ -65,7 +65,8 @@ def decide(request: Request, entry: Entry, lookup: Lookup | None = None) -> Deci
         return Skip("CNI_ARGS name no pod: not called by Kubernetes")
     if skip := _by_name(namespace, name, known):
         return skip
-    return of_pod(request, entry, known, lookup(namespace, name, request.args.get("K8S_POD_UID", "")))
+    found = lookup(namespace, name, request.args.get("K8S_POD_UID", ""))
+    return of_pod(request, entry, known, replace(found, ips=_ips(request)))
 
 
 def of_pod(request: Request, entry: Entry, known: Cluster, pod: PodView) -> Decision:
@@ -91,6 +92,13 @@ def of_pod(request: Request, entry: Entry, known: Cluster, pod: PodView) -> Deci
     identity = {"proxy_uid": proxy.uid, "proxy_gid": proxy.gid}
     layer = sources.from_object({key: value for key, value in identity.items() if value}, f"container {proxy.name}")
     return _captured(request, entry, (layer,), _own_annotations(pod), f"it has the container {proxy.name}")
+
+
+def _ips(request: Request) -> tuple[str, ...]:
+    # protocol.passed_on has judged the result's shape; a CHECK of old may have none.
+    previous = request.config.get("prevResult")
+    ips = previous.get("ips", []) if isinstance(previous, dict) else []
+    return tuple(str(ip["address"]).partition("/")[0] for ip in ips if isinstance(ip, dict) and "address" in ip)
 
 
 def _by_name(namespace: str, name: str, known: Cluster) -> Skip | None:

@@ -141,6 +141,16 @@ def check(config: Config, *, netns: str | None = None, resolvers: Sequence[str] 
         return Checked(name, reason, differences, nothing_there=not observed.chains and not at_connect.stands())
 
 
+def fingerprint(*, netns: str | None = None) -> tuple[object, ...] | None:
+    """Changes whenever something that check() looks at may have changed; costs a few messages and no program.
+
+    None where nothing tells cheaply: then only check() does.
+    """
+    with _entered(netns):
+        generation = detect.generation()
+        return None if generation is None else (generation, *surroundings.state())
+
+
 def _look(namespace: str | None, resolvers: Sequence[str] | None) -> HostFacts:
     found = replace(facts.look(namespace), earlier_routes=surroundings.standing_routes())
     return found if resolvers is None else replace(found, resolvers=parse_cidrs(",".join(resolvers)) if resolvers else ())

@@ -1,7 +1,7 @@
-"""Which pods of this node were given to us, and where their namespaces are. Knows no rule and no API.
+"""Which pods of this node were given to us, what was decided, and where their namespaces are. Knows no rule and no API.
 
 Kept as one file each in a directory beside the agent's socket (/run: gone with the namespaces, at boot), so that a new agent
-knows what an old one was asked. A namespace is remembered by its path as long as that leads to it from here; where the agent
+knows what an old one did. A namespace is remembered by its path as long as that leads to it from here; where the agent
 cannot see the path it keeps the descriptor that came with the ADD, which keeps the namespace alive until DEL or GC.
 """
 
@@ -14,6 +14,10 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
+
+from cni.pod import Capture, Decision
+from interceptor import sources
+from interceptor.config import FIELDS
 
 Key: TypeAlias = tuple[str, str]  # CNI_CONTAINERID, CNI_IFNAME: unique at any time (CNI SPEC section 3)
 Identity: TypeAlias = tuple[int, int]  # device, inode of a namespace
@@ -31,6 +35,7 @@ class Attachment:
     descriptor: int = -1
     state: State = "captured"
     pod: str = ""  # namespace/name, empty outside of Kubernetes
+    network: str = ""
 
     @property
     def way(self) -> str | None:
@@ -49,20 +54,25 @@ class Attachments:
         self._known: dict[Key, Attachment] = {}
         os.makedirs(folder, mode=0o700, exist_ok=True)
 
-    def put(self, attachment: Attachment, environment: Mapping[str, str], stdin: bytes) -> None:
+    def put(self, attachment: Attachment, decision: Decision) -> None:
         """Remember an ADD that succeeded. `attachment.descriptor` is duplicated where the path does not lead there."""
         key = attachment.key
         if _identity(attachment.path) == attachment.identity:
             attachment.descriptor = -1
         else:
             attachment.descriptor = os.dup(attachment.descriptor)
-        document = {
-            "environment": dict(environment),
-            "config": stdin.decode("utf-8", "surrogateescape"),
+        document: dict[str, Any] = {
+            "key": list(key),
+            "path": attachment.path,
             "netns": list(attachment.identity),
             "state": attachment.state,
             "pod": attachment.pod,
+            "network": attachment.network,
         }
+        if isinstance(decision, Capture):
+            # What was decided, not what it was decided by: that may need the API, and change.
+            document["options"] = {row.name: row.kind.show(getattr(decision.config, row.name)) for row in FIELDS}
+            document["resolvers"] = decision.resolvers
         with self._lock:
             self._release(self._known.get(key))
             self._known[key] = attachment
@@ -76,11 +86,10 @@ class Attachments:
 
     def keep_only(self, network: str, valid: Iterable[Key]) -> None:
         """A GC: of `network`, only these are still there."""
-        gone = {attachment.key for attachment in self.all()} - set(valid)
-        for key in gone:
-            request = self.request(key)
-            if request is None or _network(request[1]) == network:
-                self.forget(key)
+        kept = set(valid)
+        for attachment in self.all():
+            if attachment.network == network and attachment.key not in kept:
+                self.forget(attachment.key)
 
     def all(self) -> list[Attachment]:
         """All whose namespaces are still there; the others are forgotten.
@@ -97,12 +106,19 @@ class Attachments:
                 alive.append(attachment)
         return alive
 
-    def request(self, key: Key) -> tuple[dict[str, str], bytes] | None:
-        """(environment, stdin) of the ADD; None when it was deleted meanwhile."""
+    def holds(self, key: Key) -> bool:
+        """Whether no DEL has come for it."""
+        return os.path.exists(self._file(key))
+
+    def wanted(self, key: Key) -> Capture | None:
+        """How this pod is to be captured; None when it was deleted meanwhile, or is left alone. Raises ConfigError."""
         document = _read(self._file(key))
-        if document is None:
+        if document is None or "options" not in document:
             return None
-        return document["environment"], document["config"].encode("utf-8", "surrogateescape")
+        options = sources.from_object(document["options"], f"attachment {_name(key)}")
+        resolvers = document["resolvers"]
+        config = sources.resolve(objects=(options,), environment={}).config
+        return Capture(config, None if resolvers is None else tuple(resolvers))
 
     def _read_again(self) -> list[Attachment]:
         there = {name for name in os.listdir(self._folder) if not name.endswith(NEW)}
@@ -134,10 +150,15 @@ def _name(key: Key) -> str:
 
 
 def _attachment(document: Mapping[str, Any]) -> Attachment:
-    environment = document["environment"]
-    device, inode = document["netns"]
-    key = (environment["CNI_CONTAINERID"], environment["CNI_IFNAME"])
-    return Attachment(key, environment["CNI_NETNS"], (device, inode), state=document["state"], pod=document["pod"])
+    (container, ifname), (device, inode) = document["key"], document["netns"]
+    return Attachment(
+        (container, ifname),
+        document["path"],
+        (device, inode),
+        state=document["state"],
+        pod=document["pod"],
+        network=document["network"],
+    )
 
 
 def _identity(path: str) -> Identity | None:
@@ -146,11 +167,6 @@ def _identity(path: str) -> Identity | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino
-
-
-def _network(stdin: bytes) -> object:
-    found = json.loads(stdin)
-    return found.get("name") if isinstance(found, dict) else None
 
 
 def _write(path: str, text: bytes) -> None:
@@ -169,5 +185,5 @@ def _read(path: str) -> dict[str, Any] | None:
             found = json.load(file)
     except (OSError, ValueError):
         return None  # deleted meanwhile, or an agent was killed while it wrote
-    wanted = {"environment", "config", "netns", "state", "pod"}
+    wanted = {"key", "path", "netns", "state", "pod", "network"}
     return found if isinstance(found, dict) and wanted <= found.keys() else None

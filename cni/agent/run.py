@@ -7,25 +7,55 @@ import resource
 import signal
 import socket
 import threading
+import time
+import traceback
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+from cni import pod
 from cni.agent import server
 from cni.agent.admin import Admin
 from cni.agent.attachments import Attachments
 from cni.agent.log import log
 from cni.agent.metrics import Metrics
-from cni.agent.work import Worker
+from cni.agent.node import ApiNode
+from cni.agent.work import Decide, Worker
+from cni.entry import Entry
+from cni.kube import actions
+from cni.kube.api import Api, ApiError, Server
+from cni.kube.pods import Pods
+from cni.pod import Decision
+from cni.protocol import Request
+from cni.repair import EVERY_S, Mode, Repairer
+from interceptor.errors import ConfigError, Problem
 
 ATTACHMENTS = "attachments"
+UNTAINT_RETRY_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Kubernetes:
+    """server: the API. node: this node's name. proc: where its processes are seen. untaint: let pods in once ready."""
+
+    server: Server
+    node: str
+    proc: str = "/proc"
+    untaint: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """socket_path: where shims ask. http: (address, port) of health and metrics, or None for none."""
+    """socket_path: where shims ask. http: (address, port) of health and metrics, or None for none.
+
+    repair: what becomes of pods without their rules. entry: the plugin's, for pods that were there before it.
+    """
 
     socket_path: str
     http: tuple[str, int] | None = None
+    repair: Mode = "heal"
+    entry: Entry | None = None
+    kubernetes: Kubernetes | None = None
 
 
 def run(settings: Settings) -> int:
@@ -34,8 +64,10 @@ def run(settings: Settings) -> int:
     _raise_descriptor_limit()
     metrics = Metrics()
     attachments = _attachments(settings.socket_path)
-    worker = Worker(attachments, metrics)
     with ExitStack() as stack:
+        cluster = _cluster(settings.kubernetes, stack)
+        decide = _decider(cluster)
+        worker = Worker(attachments, metrics, decide)
         # Last of all: a shim that can connect gets its answer.
         admin = Admin(metrics, attachments)
         if settings.http is not None:
@@ -46,7 +78,13 @@ def run(settings: Settings) -> int:
         thread = threading.Thread(target=serving.run, name="accept", daemon=True)
         thread.start()
         admin.ready = True
+        if settings.repair != "off":
+            node = cluster.node if cluster is not None else None
+            repairer = Repairer(settings.repair, attachments, metrics, decide, log, node, settings.entry)
+            stack.callback(_repeat(repairer.round))
         log("ready", socket=settings.socket_path, http=settings.http, attachments=len(attachments.all()))
+        if cluster is not None and settings.kubernetes is not None and settings.kubernetes.untaint:
+            threading.Thread(target=cluster.untaint, name="untaint", daemon=True).start()
         _wait_for(stopped)
         admin.ready = False
         log("stopping")
@@ -54,6 +92,68 @@ def run(settings: Settings) -> int:
         thread.join()
     log("stopped")
     return 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Cluster:
+    api: Api
+    pods: Pods
+    node: ApiNode
+    name: str
+
+    def untaint(self) -> None:
+        """Take this node's taint away, however long the API keeps us waiting."""
+        while True:
+            try:
+                if actions.remove_taint(self.api, self.name):
+                    log("untainted", node=self.name)
+            except ApiError as error:
+                log("api", error=str(error))
+                time.sleep(UNTAINT_RETRY_S)
+            else:
+                return
+
+
+def _cluster(settings: Kubernetes | None, stack: ExitStack) -> _Cluster | None:
+    if settings is None:
+        return None
+    api = Api(settings.server)
+    pods = Pods(api, settings.node, log)
+    pods.start()
+    stack.callback(pods.stop)
+    return _Cluster(api, pods, ApiNode(api, pods, settings.node, log, settings.proc), settings.node)
+
+
+def _decider(cluster: _Cluster | None) -> Decide:
+    def decide(request: Request, entry: Entry) -> Decision:
+        if entry.kubernetes is not None and cluster is None:
+            expected = "the node agent was started without --kube-api, and cannot ask about this pod"
+            raise ConfigError([Problem("kubernetes", str(entry.kubernetes), expected)])
+        asks = cluster is not None and request.command != "STATUS"
+        return pod.decide(request, entry, cluster.pods.lookup if asks and cluster is not None else None)
+
+    return decide
+
+
+def _repeat(work: Callable[[], None]) -> Callable[[], None]:
+    """Do `work` every now and then in a thread; what stops it."""
+    over = threading.Event()
+
+    def rounds() -> None:
+        while not over.wait(EVERY_S):
+            try:
+                work()
+            except Exception:  # noqa: BLE001 - the edge of this thread: one bad round must not end all repair
+                log("bug", traceback=traceback.format_exc())
+
+    thread = threading.Thread(target=rounds, name="repair", daemon=True)
+    thread.start()
+
+    def stop() -> None:
+        over.set()
+        thread.join()
+
+    return stop
 
 
 def _told_to_stop() -> int:

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 
-from cni import plugin, pod, protocol
+from cni import plugin, protocol
 from cni.agent.attachments import Attachment, Attachments, Key
 from cni.agent.log import log
 from cni.agent.metrics import Metrics
@@ -23,7 +23,7 @@ Decide = Callable[[Request, Entry], Decision]
 class AgentOps(InProcess):
     """InProcess for one request, whose decision may need the API and is kept for the log."""
 
-    def __init__(self, decide: Decide = pod.decide) -> None:
+    def __init__(self, decide: Decide) -> None:
         self._decide = decide
         self.decision: Decision | None = None
 
@@ -36,7 +36,7 @@ class AgentOps(InProcess):
 class Worker:
     """Answers requests, from any thread."""
 
-    def __init__(self, attachments: Attachments, metrics: Metrics, decide: Decide = pod.decide) -> None:
+    def __init__(self, attachments: Attachments, metrics: Metrics, decide: Decide) -> None:
         self._attachments = attachments
         self._metrics = metrics
         self._decide = decide
@@ -49,6 +49,9 @@ class Worker:
         given = environment.get("CNI_NETNS", "")
         # What is no descriptor is nothing to us: a path of the host's may lead elsewhere here.
         environment["CNI_NETNS"] = f"/proc/self/fd/{received.netns}" if received.netns >= 0 else ""
+        if command == "DEL":
+            # First: from now on nobody heals what is being taken away.
+            self._forget(received)
         said: list[str] = []
         ops = AgentOps(self._decide)
         status, result = plugin.process(environment, received.stdin, ops, said.append)
@@ -64,23 +67,26 @@ class Worker:
 
     def _remember(self, received: Received, status: int, decision: Decision | None) -> None:
         environment = received.environment
-        key: Key = (environment.get("CNI_CONTAINERID", ""), environment.get("CNI_IFNAME", ""))
         match environment.get("CNI_COMMAND"):
             case "ADD" if status == 0 and received.netns >= 0 and decision is not None:
                 found = os.fstat(received.netns)
                 attachment = Attachment(
-                    key,
+                    _key(environment),
                     environment.get("CNI_NETNS", ""),
                     (found.st_dev, found.st_ino),
                     received.netns,
                     "skipped" if isinstance(decision, Skip) else "captured",
                     pod_name(environment),
+                    protocol.parse(environment, received.stdin).config["name"],
                 )
-                self._attachments.put(attachment, environment, received.stdin)
-            case "DEL" if "/" not in "".join(key):
-                self._attachments.forget(key)
+                self._attachments.put(attachment, decision)
             case "GC" if status == 0:
                 self._collect(received.stdin)
+
+    def _forget(self, received: Received) -> None:
+        key = _key(received.environment)
+        if "/" not in "".join(key):
+            self._attachments.forget(key)
 
     def _collect(self, stdin: bytes) -> None:
         request = protocol.parse({"CNI_COMMAND": "GC"}, stdin)
@@ -89,6 +95,10 @@ class Worker:
         if isinstance(valid, list):
             keys = [(str(each.get("containerID")), str(each.get("ifname"))) for each in valid if isinstance(each, dict)]
             self._attachments.keep_only(request.config["name"], keys)
+
+
+def _key(environment: Mapping[str, str]) -> Key:
+    return environment.get("CNI_CONTAINERID", ""), environment.get("CNI_IFNAME", "")
 
 
 def pod_name(environment: Mapping[str, str]) -> str:

@@ -10,12 +10,20 @@ from interceptor.errors import Problem
 from interceptor.sources import Given, Layer
 
 Texts: TypeAlias = Mapping[str, str]
-ROOT = 0
+# What any module here reads. The rest, which may be large (kubectl's last-applied-configuration), is not kept for 500 pods.
+PREFIXES = (
+    *("interceptor.io/", "istio.io/", "sidecar.istio.io/", "traffic.sidecar.istio.io/"),
+    *("linkerd.io/", "config.linkerd.io/", "kuma.io/", "traffic.kuma.io/"),
+)
+VARIABLES = ("DISABLE_ENVOY", "INVALID_DROP", "ISTIO_DUAL_STACK", "ISTIO_META_DNS_CAPTURE")
 
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """`uid` and `gid` are those it will run under, as far as the objects say; None where the image decides."""
+    """`uid` and `gid` are those it will run under, as far as the objects say; None where the image decides.
+
+    `args` are the first two, `env` those of VARIABLES.
+    """
 
     name: str
     uid: int | None = None
@@ -112,13 +120,13 @@ def _containers(found: object, pod_context: Mapping[str, Any]) -> Iterator[Conta
         uid = _id(context.get("runAsUser", pod_context.get("runAsUser")))
         gid = _id(context.get("runAsGroup", pod_context.get("runAsGroup")))
         args = each.get("args")
-        words = tuple(word for word in args if isinstance(word, str)) if isinstance(args, list) else ()
+        words = tuple(word for word in args[:2] if isinstance(word, str)) if isinstance(args, list) else ()
         yield Container(_text(each.get("name")), uid, gid, words, dict(_env(each.get("env"))))
 
 
 def _env(found: object) -> Iterator[tuple[str, str]]:
     for each in found if isinstance(found, list) else ():
-        if isinstance(each, dict) and isinstance(each.get("name"), str) and isinstance(each.get("value"), str):
+        if isinstance(each, dict) and each.get("name") in VARIABLES and isinstance(each.get("value"), str):
             yield each["name"], each["value"]
 
 
@@ -132,7 +140,9 @@ def _text(value: object) -> str:
 
 
 def _texts(found: object) -> Texts:
-    return {key: value for key, value in found.items() if isinstance(value, str)} if isinstance(found, dict) else {}
+    if not isinstance(found, dict):
+        return {}
+    return {key: value for key, value in found.items() if isinstance(value, str) and key.startswith(PREFIXES)}
 
 
 def _id(value: object) -> int | None:

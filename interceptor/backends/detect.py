@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from interceptor.backends import nft_table, process
+from interceptor.backends import nf_tables, nft_table, process
 from interceptor.config import Backend
 from interceptor.errors import ConfigError, Problem, Unsupported
 
@@ -80,6 +80,16 @@ def may_hold(name: BackendName) -> bool:
     if name == "iptables-nft":
         return nft_table.has_iptables_chains()
     return any(_read(f"/proc/thread-self/net/{file}") for file in ("ip_tables_names", "ip6_tables_names"))
+
+
+def generation() -> int | None:
+    """A number that changes with every change of rules in this namespace; None where legacy tables make it say too little."""
+    if may_hold("libiptc"):
+        return None
+    try:
+        return nf_tables.generation()
+    except OSError:
+        return None  # no nf_tables in this kernel
 
 
 def orphaned(missing: dict[BackendName, str]) -> Iterator[BackendName]:

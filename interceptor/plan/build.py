@@ -5,7 +5,7 @@ This module says which of the kernel's hooks lead where, for each mechanism.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from interceptor.config import Config
@@ -125,8 +125,6 @@ class _Builder:
     def nat(self) -> Iterator[Chain]:
         redirects_out = self.config.outbound == "redirect"
         redirects_in = self.config.inbound == "redirect"
-        local: list[Rule] = []
-        arriving = list(out.excluded_interfaces(self.config, outgoing=False))
         capturing = out.Capturing(
             Table.NAT,
             (Proto.TCP,) if redirects_out else (),
@@ -143,24 +141,8 @@ class _Builder:
                 yield from out.virtual_chains(self.config, capturing, "VIRTUAL")
         elif redirects_in:
             yield Chain(Table.NAT, "PROXY", out.self_call_rules("INBOUND"))
-        if redirects_in and not redirects_out:
-            # Entries for DNS alone, if any, do not lead here what else the proxy sends to its own pod.
-            for match, option in out.identities(self.config):
-                local += self.enter(
-                    replace(match, proto=Proto.TCP, syn=True, out_interface="lo"),
-                    Jump("PROXY"),
-                    "the proxy's own",
-                    option,
-                )
-        for match, option in entries:
-            local += self.enter(match, Jump("OUTBOUND"), "outbound", option)
-            for interface in self.config.virtual_interfaces:
-                arriving += self.enter(
-                    replace(match, in_interface=interface),
-                    Goto("VIRTUAL"),
-                    f"{interface} counts as outbound",
-                    "--virtual-interfaces",
-                )
+        local = self._nat_local(entries, redirects_in and not redirects_out)
+        arriving = [*out.excluded_interfaces(self.config, outgoing=False), *self._nat_virtual(entries)]
         if redirects_in:
             if self.config.outbound == "tproxy":
                 arriving += self._virtual_is_outbound()
@@ -178,6 +160,23 @@ class _Builder:
         yield Chain(Table.NAT, "OUTPUT", tuple(local), Hook.OUTPUT)
         if len(arriving) > len(self.config.exclude_interfaces):
             yield Chain(Table.NAT, "PREROUTING", tuple(arriving), Hook.PREROUTING)
+
+    def _nat_local(self, entries: Sequence[tuple[Match, str]], leads_proxy_inbound: bool) -> list[Rule]:
+        rules: list[Rule] = []
+        if leads_proxy_inbound:
+            # Entries for DNS alone, if any, do not lead here what else the proxy sends to its own pod.
+            for match, option in out.identities(self.config):
+                on_lo = replace(match, proto=Proto.TCP, syn=True, out_interface="lo")
+                rules += self.enter(on_lo, Jump("PROXY"), "the proxy's own", option)
+        for match, option in entries:
+            rules += self.enter(match, Jump("OUTBOUND"), "outbound", option)
+        return rules
+
+    def _nat_virtual(self, entries: Sequence[tuple[Match, str]]) -> Iterator[Rule]:
+        for match, _ in entries:
+            for interface in self.config.virtual_interfaces:
+                why = f"{interface} counts as outbound"
+                yield from self.enter(replace(match, in_interface=interface), Goto("VIRTUAL"), why, "--virtual-interfaces")
 
     def _nat_entries(self, redirects_out: bool) -> Iterator[tuple[Match, str]]:
         # Only SYNs: a connection older than the rules, or one whose entry has expired, is never torn to the proxy midway.

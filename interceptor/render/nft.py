@@ -5,6 +5,7 @@ Rules are written as `nft --stateless --numeric-priority list` prints them, so t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from typing import assert_never
 
@@ -46,6 +47,11 @@ BASE = {
     (Table.NAT, Hook.OUTPUT): "type nat hook output priority -101",
     (Table.NAT, Hook.PREROUTING): "type nat hook prerouting priority -101",
 }
+_FIRST_PACKET = "tcp flags syn / fin,syn,rst,ack"
+_FIRST_PACKET_NEW = "tcp flags & (fin | syn | rst | ack) == syn"  # as nft 1.1 lists it
+_DURATION = re.compile(r"\b(?:\d+[dhms])+\b")
+_PARTS = re.compile(r"\d+[dhms]")
+_UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 
 
 def script(plan: Plan) -> str:
@@ -147,7 +153,7 @@ def _header_parts(match: Match, family: Family | None) -> Iterator[str]:
     if match.proto is not None and match.dports:
         yield f"{match.proto.value} dport {_set(match.dports)}"
     if match.syn:
-        yield "tcp flags syn / fin,syn,rst,ack"
+        yield _FIRST_PACKET
 
 
 def _address_type(match: Match) -> Iterator[str]:
@@ -251,7 +257,7 @@ def parse(text: str) -> dict[str, tuple[str, ...]]:
     blocks: dict[str, list[str]] = {}
     current: list[str] = []
     for line in text.splitlines():
-        stripped = line.strip()
+        stripped = _as_rendered(line.strip())
         if stripped.endswith("{") and stripped.startswith(("chain ", "ct timeout ")):
             current = blocks.setdefault(stripped.removesuffix("{").removeprefix("chain ").strip(), [])
         elif stripped.startswith("flags "):
@@ -259,6 +265,15 @@ def parse(text: str) -> dict[str, tuple[str, ...]]:
         elif stripped and stripped != "}" and not stripped.startswith("table "):
             current.append(stripped)
     return {name: tuple(lines) for name, lines in blocks.items()}
+
+
+def _as_rendered(line: str) -> str:
+    """A line as we write it and nft 1.0 lists it: nft 1.1 lists flags in another form, and seconds with units ("1m5s")."""
+    if line.startswith("policy = {"):
+        return _DURATION.sub(
+            lambda found: str(sum(int(each[:-1]) * _UNITS[each[-1]] for each in _PARTS.findall(found[0]))), line
+        )
+    return line.replace(_FIRST_PACKET_NEW, _FIRST_PACKET)
 
 
 def comments(plan: Plan) -> dict[str, tuple[str, ...]]:

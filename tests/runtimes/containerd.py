@@ -100,8 +100,8 @@ class Ctr:
         running = self._running.pop(name, None)
         if running is None:
             # What a failed `run` leaves: ctr keeps it for who wants to look.
-            self.node.attempt(*_ctr(self.node, "containers", "delete", name))
-            self.node.attempt(*_ctr(self.node, "snapshots", "remove", name))
+            for kind, *verb in (("tasks", "delete", "--force"), ("containers", "delete"), ("snapshots", "remove")):
+                self.node.attempt(*_ctr(self.node, kind, *verb, name))
             return Done(0, "", "")
         self.node.attempt(*_ctr(self.node, "tasks", "kill", "--signal", "SIGKILL", name))
         stdout, stderr = running.communicate(timeout=DEADLINE_S)

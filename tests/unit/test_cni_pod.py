@@ -65,7 +65,10 @@ def decided(found: PodView, entry: Entry = ENTRY, **arguments: str) -> Decision:
 
 def captured(found: PodView, **arguments: str) -> dict[str, str]:
     """The options of a pod that is captured, as text."""
-    decision = decided(found, **arguments)
+    # The addresses come with the request, not from the API, which does not know them yet.
+    previous = {"ips": [{"address": f"{ip}/24"} for ip in found.ips]}
+    request = Request("ADD", args={**ARGS, **arguments}, config={"prevResult": previous})
+    decision = pod.decide(request, ENTRY, lambda _namespace, _name, _uid: found)
     assert isinstance(decision, Capture), decision
     return {name: row.kind.show(getattr(decision.config, name)) for name, row in FIELD.items()}
 

@@ -35,6 +35,10 @@ INLINE void end_flow(struct flow *flow, u64 id)
 {
 	if (__sync_fetch_and_or(&flow->ends, REPORTED) & REPORTED)
 		return;
+	/* What user space need not do: A has nothing to say any more (TCP_REPAIR), unless a forged RST ends nothing. */
+	bpf_map_delete_elem(&accepted, &flow->client_cookie);
+	if (!(flow->ends & (RST_SEEN << UP | RST_SEEN << DOWN)))
+		bpf_map_delete_elem(&silent, &flow->client_cookie);
 	flow->state = ENDED;
 	flow->ended_ns = bpf_ktime_get_ns();
 	report(flow, id, content_bytes(bpf_map_lookup_elem(&paths, &flow->client), flow, UP),

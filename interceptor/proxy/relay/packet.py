@@ -25,7 +25,7 @@ from interceptor.proxy.metrics import FALLBACKS_MADE, Counts
 from interceptor.proxy.relay import packet_layout as layout
 from interceptor.proxy.relay.base import Edges, Relay, Running
 from interceptor.proxy.relay.packet_adopt import Adopted, adopt
-from interceptor.proxy.relay.packet_layout import Asked, Ends
+from interceptor.proxy.relay.packet_layout import Asked, Ends, FlowEntry, State
 from interceptor.proxy.relay.packet_table import FlowTable, cookie_of, fall_silent, speak_again
 from interceptor.proxy.session import Event
 from interceptor.sockets import SockAddr
@@ -99,15 +99,12 @@ class PacketRelay:
         """See Relay.join."""
         flow_id = self._begun.pop(client.fileno(), None)
         if flow_id is not None:
-            reason = self._table.refusal(flow_id)
-            if reason is None:
+            outcome = self._table.outcome(flow_id)
+            if not isinstance(outcome, str):
                 running = self._running[flow_id] = Splicing(self, flow_id, client, upstream, edges)
-                # A short flow may be over before we hear that its upstream is connected.
-                event = self._table.ended(flow_id)
-                if event is not None:
-                    self._note_end(running, event)
+                self._note_early_end(running, outcome)
                 return running
-            self._not_spliced(reason)
+            self._not_spliced(outcome)
             self._table.forget([flow_id])
         self._table.release(client)
         return self._fallback.join(client, upstream, edges)
@@ -129,9 +126,7 @@ class PacketRelay:
         running = Splicing(self, adopted.flow_id, adopted.client, adopted.upstream, edges)
         running.keepers = (cookie_of(adopted.client), cookie_of(adopted.upstream))
         self._running[adopted.flow_id] = running
-        event = self._table.ended(adopted.flow_id)
-        if event is not None:
-            self._note_end(running, event)
+        self._note_early_end(running, adopted.entry)
         return running
 
     def close(self) -> None:
@@ -180,6 +175,11 @@ class PacketRelay:
             if running is not None:
                 self._note_end(running, event)
 
+    def _note_early_end(self, running: Splicing, entry: FlowEntry) -> None:
+        # A short flow may be over before we hear that its upstream is connected.
+        if entry.state is State.ENDED:
+            self._note_end(running, self._table.end_of(running.flow_id, entry))
+
     def _note_end(self, running: Splicing, event: layout.Event) -> None:
         linger_s = RESET_LINGER_S if event.ends & layout.RST else LINGER_S
         if not self._ending:
@@ -191,6 +191,7 @@ class PacketRelay:
         while self._ending and self._ending[0][0] <= now:
             _, running, event = self._ending.popleft()
             running.ended(event)
+        self._table.forget_tracked()
         if self._ending:
             self._loop.later(max(self._ending[0][0] - now, BATCH_S), self._end)
 
@@ -204,6 +205,7 @@ class PacketRelay:
 
     def _forget(self) -> None:
         self._table.forget(self._over, self._keepers)
+        self._table.forget_tracked()
         self._over, self._keepers = [], []
 
 

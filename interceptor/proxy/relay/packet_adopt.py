@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from interceptor.proxy.relay import packet_layout as layout
-from interceptor.proxy.relay.packet_layout import State
+from interceptor.proxy.relay.packet_layout import FlowEntry, State
 from interceptor.proxy.relay.packet_table import FlowTable, fall_silent
 from interceptor.sockets import Address, SockAddr, set_freebind, set_transparent
 
@@ -26,7 +26,12 @@ class Adopted:
     client_address: SockAddr
     original_dst: SockAddr
     is_inbound: bool
-    began: float
+    entry: FlowEntry
+
+    @property
+    def began(self) -> float:
+        """When it was armed."""
+        return self.entry.armed_ns / 1e9
 
 
 def adopt(table: FlowTable, worker: int, workers: int) -> Iterator[Adopted]:
@@ -47,7 +52,7 @@ def adopt(table: FlowTable, worker: int, workers: int) -> Iterator[Adopted]:
             _sockaddr(far_client),
             _sockaddr(near_client if is_inbound else server),
             is_inbound,
-            entry.armed_ns / 1e9,
+            entry,
         )
 
 

@@ -43,6 +43,7 @@ class FlowTable:
             maps[name] for name in ("flows", "paths", "silent", "accepted", "listeners")
         )
         self._conntrack = Conntrack()
+        self._untracked: list[tuple[Address, Address]] = []
         self.worker = worker
         self.workers = attached.workers
         self.keeps_flows = attached.pins is not None
@@ -76,13 +77,13 @@ class FlowTable:
         self._flows.update(layout.COOKIE.pack(flow_id), layout.pack_flow(known, asked, self.worker))
         return flow_id
 
-    def refusal(self, flow_id: int) -> str | None:
-        """Why the flow, whose upstream is connected, is not armed; None when it is."""
+    def outcome(self, flow_id: int) -> str | FlowEntry:
+        """The flow, whose upstream is connected: as it was armed, or why it was not."""
         raw = self._flows.lookup(layout.COOKIE.pack(flow_id))
         state = State.CONNECTING if raw is None else raw[layout.FLOW_STATE_AT]
         if raw is None or state == State.CONNECTING:
             return "route"  # the server's answer came where no program is, or translated
-        return layout.REFUSALS[raw[layout.FLOW_REASON_AT]] if state == State.REFUSED else None
+        return layout.REFUSALS[raw[layout.FLOW_REASON_AT]] if state == State.REFUSED else layout.unpack_flow(raw)
 
     def counts(self, flow_id: int) -> Counts:
         """How much has gone which way; zeros when the flow is not there."""
@@ -107,12 +108,9 @@ class FlowTable:
         down = self._path(entry.server)
         return down is None or down.ifindex == LOOPBACK
 
-    def ended(self, flow_id: int) -> layout.Event | None:
+    def end_of(self, flow_id: int, entry: FlowEntry) -> layout.Event:
         """The event of a flow that is over already."""
-        raw = self._flows.lookup(layout.COOKIE.pack(flow_id))
-        if raw is None or raw[layout.FLOW_STATE_AT] != State.ENDED:
-            return None
-        entry, counts = layout.unpack_flow(raw), self.counts(flow_id)
+        counts = self.counts(flow_id)
         return layout.Event(flow_id, counts.sent, counts.received, entry.ended_ns, entry.ends)
 
     def acknowledged(self, flow_id: int) -> int:
@@ -157,14 +155,17 @@ class FlowTable:
         self._accepted.delete(key)
 
     def forget(self, flows: Iterable[int], keepers: Iterable[int] = ()) -> None:
-        """Remove all entries of these flows, in the maps and in conntrack. `keepers`: cookies that were silenced."""
-        untracked: list[tuple[Address, Address]] = []
+        """Remove these flows from the maps; `forget_tracked` must follow. `keepers`: cookies that were silenced."""
         for flow_id in flows:
-            untracked += self._remove(flow_id)
+            self._untracked += self._remove(flow_id)
         for cookie in keepers:
             self._silent.delete(layout.COOKIE.pack(cookie))
-        if untracked:
-            self._conntrack.forget(untracked)
+
+    def forget_tracked(self) -> None:
+        """Have conntrack forget what `forget` has; before the upstreams are closed, whose ports others would get."""
+        if self._untracked:
+            self._conntrack.forget(self._untracked)
+            self._untracked = []
 
     def let_go(self) -> None:
         """Give back what is this table's own."""
@@ -193,8 +194,11 @@ class FlowTable:
             self._remove_path(entry.server, flow_id)
             return []
         cookie = layout.COOKIE.pack(entry.client_cookie)
-        self._silent.delete(cookie)
-        self._accepted.delete(cookie)
+        # At an end, the programs have done so already.
+        if entry.state != State.ENDED:
+            self._accepted.delete(cookie)
+        if entry.state != State.ENDED or entry.ends & layout.RST:
+            self._silent.delete(cookie)
         untracked = []
         down = self._remove_path(entry.server, flow_id)
         self._remove_path(entry.client, flow_id)
