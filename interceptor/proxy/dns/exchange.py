@@ -85,9 +85,10 @@ class Exchange:
         self._on_end = None
         self._close()
 
-    def _ask_next(self) -> None:
-        while self._left:
-            upstream = self._left.pop(0)
+    def _ask_next(self, under_way: frozenset[Address] = frozenset()) -> None:
+        # `under_way` are those that may still answer, and need not be asked again so soon.
+        while (upstream := next((each for each in self._left if each not in under_way), None)) is not None:
+            self._left.remove(upstream)
             try:
                 self._begin(_Datagram(self, self._runtime, upstream))
             except UpstreamError as error:
@@ -114,6 +115,7 @@ class Exchange:
         """`one` has an answer that fits."""
         if answer.is_truncated and isinstance(one, _Datagram):
             # It stays the answer if there is none over TCP: the client can try for itself.
+            self._answered(one)
             self._bad = answer
             self._replace(one)
         elif answer.rcode in GOOD:
@@ -129,7 +131,8 @@ class Exchange:
     def lost(self, one: _Try, error: str) -> None:
         """`one` will bring nothing."""
         self._drop(one)
-        self._silent.add(one.upstream)
+        if isinstance(one, _Datagram):  # over TCP, it is one that has answered
+            self._silent.add(one.upstream)
         self._without(one.upstream, error)
 
     def _answered(self, one: _Try) -> None:
@@ -140,10 +143,7 @@ class Exchange:
         # A second try is for silence: one that refused is not asked again, and the next is, at once.
         self.error = error
         self._left = [each for each in self._left if each != upstream]
-        if self._left:
-            self._ask_next()
-        elif not self._tries:
-            self._end()
+        self._ask_next(frozenset(each.upstream for each in self._tries))
 
     def _replace(self, one: _Try) -> None:
         self._drop(one)
@@ -151,7 +151,7 @@ class Exchange:
         try:
             self._begin(_Stream(self, self._runtime, one.upstream))
         except UpstreamError as error:
-            self.lost(one, str(error))
+            self._without(one.upstream, str(error))
 
     def _begin(self, one: _Try) -> None:
         self._tries.append(one)
