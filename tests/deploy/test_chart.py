@@ -1,4 +1,4 @@
-"""What the chart and the manifests give: objects that Kubernetes takes, with no right more than needed, whose commands we know."""
+"""What the chart and the manifests give: objects that Kubernetes takes, no right more than needed, commands that we know."""
 
 from __future__ import annotations
 
