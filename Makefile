@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 
 CNI := build/cni/interceptor-cni
 
-.PHONY: bpf cni docs check test unit netns runtimes torture kernels golden lock bench demo clean
+.PHONY: bpf cni docs check test unit netns runtimes deploy manifests torture kernels golden lock bench demo clean
 
 $(STAMP): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
@@ -35,10 +35,17 @@ netns: $(STAMP)
 runtimes: $(STAMP) $(CNI)
 	$(BIN)/pytest -q tests/runtimes
 
+# The image, built without a registry and run; the chart and the manifests against Kubernetes' schemas. tests/runtimes/setup.sh first.
+deploy: $(STAMP)
+	$(BIN)/pytest -q tests/deploy
+
+manifests: $(STAMP)
+	$(BIN)/python -m tests.deploy.rendering
+
 # Long: 2,000 sampled packets a backend against `walk`, deep hypothesis profiles.
 torture: $(STAMP)
 	HYPOTHESIS_PROFILE=deep $(BIN)/pytest -q tests/property
-	$(BIN)/pytest -q -m torture tests
+	$(BIN)/pytest -q -m torture --ignore tests/runtimes --ignore tests/deploy tests
 
 # Other kernels, and kernels that lack something, under plain QEMU without KVM: vagrant/README.md. As root; needs
 # mmdebstrap, kmod and qemu-system-x86. KERNELS=--short is what CI can afford; KERNELS="--kernel 6.1 --variant no-nat" is one machine.
