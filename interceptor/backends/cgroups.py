@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from interceptor.errors import BackendError, Unsupported
+from interceptor.errors import ConfigError, Problem, Unsupported
 
 MOUNTS = "/proc/self/mountinfo"
 
@@ -20,12 +20,15 @@ def mount_point() -> str:
     raise Unsupported("--outbound connect: no cgroup v2 is mounted here; mount -t cgroup2 none /sys/fs/cgroup")
 
 
-def directory(path: str) -> str:
-    """The directory of the cgroup `path`. Raises BackendError when there is none, Unsupported without cgroup v2."""
+def directory(path: str, option: str) -> str:
+    """The directory of the cgroup `path`, which `option` names.
+
+    Raises ConfigError when there is none, Unsupported without cgroup v2.
+    """
     mounted = mount_point()
     found = os.path.join(mounted, path.strip("/"))
     if not os.path.isdir(found):
-        raise BackendError(f"cgroup {path}: there is no {found}")
+        raise ConfigError([Problem(option, path, f"there is no such cgroup v2 ({found}); make it before the rules")])
     return found
 
 

@@ -122,8 +122,8 @@ def _wanted(capture: ConnectCapture) -> _Wanted:
         expected = "the cgroup v2 path whose processes are to be captured (/ for all), unless --netns is the pid of one of them"
         raise ConfigError([Problem("--capture-cgroup", "", expected)])
     policy, _ = compile_policy(capture)
-    cgroup = cgroups.directory(capture.cgroup)
-    proxy = cgroups.identity(cgroups.directory(policy.cgroup)) if policy.cgroup is not None else 0
+    cgroup = cgroups.directory(capture.cgroup, "--capture-cgroup")
+    proxy = cgroups.identity(cgroups.directory(policy.cgroup, "--proxy-cgroup")) if policy.cgroup is not None else 0
     return _Wanted(policy, pack_lists(policy), cgroup, cgroups.identity(cgroup), proxy)
 
 

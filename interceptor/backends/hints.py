@@ -16,6 +16,7 @@ MISSING_PART = re.compile(
     "|No chain/target/match by that name|can't initialize|Couldn't load|Extension|Table does not exist|unable to initialize",
     re.IGNORECASE,
 )
+NEEDS_NET_ADMIN = "Needs CAP_NET_ADMIN in this network namespace: run as root, or give the container NET_ADMIN"
 NOT_PERMITTED = ("Operation not permitted", "Permission denied", "you must be root")
 # nft looks the path up itself, and shows the rule on the next line.
 NO_SUCH_CGROUP = re.compile(
@@ -115,9 +116,7 @@ def explained(doing: str, program: str, status: int, stderr: str) -> Interceptor
         return ConfigError([Problem("--proxy-cgroup", no_cgroup[1], expected)])
     said = f"{program} exit {status}: {_shown(stderr)}"
     if any(text in stderr for text in NOT_PERMITTED):
-        return BackendError(
-            f"{doing}: {said}. Needs CAP_NET_ADMIN in this network namespace: run as root, or give the container NET_ADMIN"
-        )
+        return BackendError(f"{doing}: {said}. {NEEDS_NET_ADMIN}")
     lacking = _lacking(stderr) if MISSING_PART.search(stderr) else []
     if not lacking:
         return BackendError(f"{doing}: {said}")

@@ -95,7 +95,7 @@ def _join(cgroup: str | None) -> None:
         return
     from interceptor.backends import cgroups
 
-    with open(os.path.join(cgroups.directory(cgroup), "cgroup.procs"), "w", encoding="ascii") as processes:
+    with open(os.path.join(cgroups.directory(cgroup, "--capture-cgroup"), "cgroup.procs"), "w", encoding="ascii") as processes:
         processes.write("0")
 
 

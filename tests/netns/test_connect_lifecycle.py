@@ -191,7 +191,7 @@ def refuse(*_arguments: object, **_named: object) -> str:
 def test_cgroup_that_is_not_there_changes_nothing(place: Place) -> None:
     with capturing(place.w.pod, **place.texts()):
         before = ids(place)
-        with pytest.raises(BackendError, match="no/such"):
+        with pytest.raises(ConfigError, match="--capture-cgroup: 'no/such'"):
             enable(place.w.pod, **place.texts(capture_cgroup="no/such"))
         with pytest.raises(ConfigError, match="--capture-cgroup"):
             enable(place.w.pod, **place.texts(capture_cgroup=""))

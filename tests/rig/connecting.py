@@ -56,7 +56,7 @@ def own_bpffs() -> Iterator[str]:
 
 def attached(path: str) -> int:
     """How many programs of the kinds that we use run for a cgroup, whoever attached them (BPF_PROG_QUERY)."""
-    directory = os.open(cgroups.directory(path), os.O_RDONLY)
+    directory = os.open(cgroups.directory(path, "--capture-cgroup"), os.O_RDONLY)
     try:
         return sum(_attached(directory, kind) for section, (_, kind) in SECTIONS.items() if not section.startswith("tcx"))
     finally:

@@ -8,7 +8,7 @@ import pytest
 
 from interceptor import facts
 from interceptor.backends import cgroups
-from interceptor.errors import BackendError, Unsupported
+from interceptor.errors import ConfigError, Unsupported
 
 POD = "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1b2c3d4e_0f1a_4b2c_8d3e_9f0a1b2c3d4e.slice"
 POD_BY_CGROUPFS = "kubepods/besteffort/pod1b2c3d4e-0f1a-4b2c-8d3e-9f0a1b2c3d4e"
@@ -71,6 +71,6 @@ def test_cgroup_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "mountinfo").write_text(f"30 23 0:26 / {tmp_path} rw - cgroup2 cgroup2 rw\n")
     monkeypatch.setattr(cgroups, "MOUNTS", str(tmp_path / "mountinfo"))
 
-    assert cgroups.directory("/") == f"{tmp_path}/"
-    with pytest.raises(BackendError, match="no/such"):
-        cgroups.directory("no/such")
+    assert cgroups.directory("/", "--capture-cgroup") == f"{tmp_path}/"
+    with pytest.raises(ConfigError, match="--capture-cgroup: .no/such"):
+        cgroups.directory("no/such", "--capture-cgroup")
