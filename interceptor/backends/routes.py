@@ -235,7 +235,8 @@ def _failed(verb: str, what: str, code: int) -> InterceptorError:
     action = "adding" if verb == "add" else "deleting"
     if code == errno.EACCES:  # not EPERM, which is what a missing capability gets
         return Unsupported(
-            f"{action} {what}: IPv6 is off on lo, where TPROXY delivers: set net.ipv6.conf.lo.disable_ipv6=0, or give --ip-family v4"
+            f"{action} {what}: IPv6 is off on lo, where TPROXY delivers: "
+            "set net.ipv6.conf.lo.disable_ipv6=0, or give --ip-family v4"
         )
     hints = {
         errno.EEXIST: " with another owner; see `ip rule` and `ip route show table all`",
