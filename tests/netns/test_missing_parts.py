@@ -1,4 +1,7 @@
-"""What a kernel or namespace lacks is said, with the way out, and nothing is changed. Kernels that lack modules: vagrant/qemu."""
+"""What a kernel or namespace lacks is said, with the way out, and nothing is changed.
+
+Kernels that lack modules: vagrant/qemu.
+"""
 
 from __future__ import annotations
 
