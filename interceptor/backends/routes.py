@@ -180,9 +180,7 @@ def _change_route(ip: IPRoute, verb: str, family: Family, table: int) -> None:
 def _failed(verb: str, what: str, code: int) -> InterceptorError:
     action = "adding" if verb == "add" else "deleting"
     if code == errno.EACCES:  # not EPERM, which is what a missing capability gets
-        return Unsupported(
-            f"{action} {what}: IPv6 is off on lo, where TPROXY delivers: set net.ipv6.conf.lo.disable_ipv6=0, or give --ip-family v4"
-        )
+        return Unsupported(f"{action} {what}: IPv6 is off on lo: set net.ipv6.conf.lo.disable_ipv6=0, or give --ip-family v4")
     hints = {
         errno.EEXIST: " with another owner; see `ip rule` and `ip route show table all`",
         errno.ENETDOWN: "; `ip link set lo up` first",
