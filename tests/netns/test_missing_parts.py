@@ -1,7 +1,4 @@
-"""What a kernel or namespace lacks is said, with the way out, and nothing is changed.
-
-Kernels that lack modules: vagrant/qemu.
-"""
+"""What a namespace lacks is said, with the way out, and nothing changed. Kernels that lack modules: vagrant/qemu."""
 
 from __future__ import annotations
 
