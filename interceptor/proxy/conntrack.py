@@ -5,21 +5,23 @@ Whoever takes packets away before netfilter sees them leaves an entry that would
 
 from __future__ import annotations
 
+import functools
 import socket
 import struct
 from collections.abc import Iterable
-
-from interceptor.sockets import Address
+from typing import TypeAlias
 
 NETLINK_NETFILTER = 12  # linux/netlink.h
 NLM_F_REQUEST = 1
 NLA_F_NESTED = 1 << 15
 IPCTNL_MSG_CT_DELETE = 0x0102  # NFNL_SUBSYS_CTNETLINK << 8 | 2, linux/netfilter/nfnetlink_conntrack.h
 CTA_TUPLE_ORIG, CTA_TUPLE_IP, CTA_TUPLE_PROTO = 1, 1, 2
-CTA_IP = {4: (1, 2), 6: (3, 4)}  # source, destination
+CTA_IP = {4: (1, 2), 16: (3, 4)}  # source and destination, by the size of an address
 CTA_PROTO_NUM, CTA_PROTO_SRC_PORT, CTA_PROTO_DST_PORT = 1, 2, 3
 HEADER = struct.Struct("=IHHIIBBH")  # struct nlmsghdr, struct nfgenmsg
 BATCH_BYTES = 16384
+# Packed source and destination address, source and destination port: as a packet has them.
+Connection: TypeAlias = tuple[bytes, bytes, bytes, bytes]
 
 
 class Conntrack:
@@ -29,11 +31,11 @@ class Conntrack:
         self._sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
         self._sock.setblocking(False)
 
-    def forget(self, connections: Iterable[tuple[Address, Address]]) -> None:
-        """Delete TCP entries by their original tuple, (source, destination). One that is not there is no error."""
+    def forget(self, connections: Iterable[Connection]) -> None:
+        """Delete TCP entries by their original tuple. One that is not there is no error."""
         batch = bytearray()
-        for source, destination in connections:
-            batch += _delete(source, destination)
+        for connection in connections:
+            batch += _delete(connection)
             if len(batch) > BATCH_BYTES:
                 self._send(batch)
                 batch.clear()
@@ -57,20 +59,32 @@ class Conntrack:
             pass  # ENOBUFS: answers were dropped
 
 
-def _delete(source: Address, destination: Address) -> bytes:
-    first, second = CTA_IP[source.ip.version]
-    addresses = _attribute(first, source.ip.packed) + _attribute(second, destination.ip.packed)
-    ports = (
-        _attribute(CTA_PROTO_NUM, bytes([socket.IPPROTO_TCP]))
-        + _attribute(CTA_PROTO_SRC_PORT, source.port.to_bytes(2, "big"))
-        + _attribute(CTA_PROTO_DST_PORT, destination.port.to_bytes(2, "big"))
-    )
-    body = _attribute(
-        CTA_TUPLE_ORIG | NLA_F_NESTED,
-        _attribute(CTA_TUPLE_IP | NLA_F_NESTED, addresses) + _attribute(CTA_TUPLE_PROTO | NLA_F_NESTED, ports),
-    )
-    return HEADER.pack(HEADER.size + len(body), IPCTNL_MSG_CT_DELETE, NLM_F_REQUEST, 0, 0, source.family, 0, 0) + body
+def _delete(connection: Connection) -> bytes:
+    source, destination, source_port, destination_port = connection
+    first, second, third, fourth = _parts(len(source))
+    return b"".join((first, source, second, destination, third, source_port, fourth, destination_port, b"\0\0"))
 
 
-def _attribute(kind: int, content: bytes) -> bytes:
-    return struct.pack("=HH", 4 + len(content), kind) + content + bytes(-len(content) % 4)
+@functools.cache
+def _parts(size: int) -> tuple[bytes, bytes, bytes, bytes]:
+    """What stands before each of the four variable pieces of a message; all but those pieces is constant for a family."""
+    source, destination = CTA_IP[size]
+    port = _attribute(CTA_PROTO_SRC_PORT, 2)
+    protocol = _attribute(CTA_PROTO_NUM, 1) + bytes([socket.IPPROTO_TCP, 0, 0, 0])
+    addresses = 2 * (4 + size)
+    ports = len(protocol) + 2 * 8
+    tuples = (4 + addresses) + (4 + ports)
+    family = socket.AF_INET if size == 4 else socket.AF_INET6
+    header = HEADER.pack(HEADER.size + 4 + tuples, IPCTNL_MSG_CT_DELETE, NLM_F_REQUEST, 0, 0, family, 0, 0)
+    nested = _attribute(CTA_TUPLE_ORIG | NLA_F_NESTED, tuples) + _attribute(CTA_TUPLE_IP | NLA_F_NESTED, addresses)
+    return (
+        header + nested + _attribute(source, size),
+        _attribute(destination, size),
+        _attribute(CTA_TUPLE_PROTO | NLA_F_NESTED, ports) + protocol + port,
+        b"\0\0" + _attribute(CTA_PROTO_DST_PORT, 2),
+    )
+
+
+def _attribute(kind: int, size: int) -> bytes:
+    """The header of an attribute with so many bytes behind it."""
+    return struct.pack("=HH", 4 + size, kind)

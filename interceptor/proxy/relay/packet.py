@@ -177,7 +177,7 @@ class PacketRelay:
 
     def _note_early_end(self, running: Splicing, entry: FlowEntry) -> None:
         # A short flow may be over before we hear that its upstream is connected.
-        if entry.state is State.ENDED:
+        if entry.state == State.ENDED:
             self._note_end(running, self._table.end_of(running.flow_id, entry))
 
     def _note_end(self, running: Splicing, event: layout.Event) -> None:
@@ -269,7 +269,7 @@ class Splicing:
         """The programs have seen the end, a while ago."""
         if self.is_over:
             return
-        ends = Ends(event.ends)
+        ends = event.ends
         self._sent, self._received = event.sent, event.received
         if ends & layout.RST:
             counts = self._relay.table.counts(self.flow_id)

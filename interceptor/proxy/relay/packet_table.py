@@ -10,11 +10,10 @@ from socket import AF_INET, IPPROTO_TCP, SO_KEEPALIVE, SO_REUSEADDR, SOL_SOCKET,
 from typing import NamedTuple
 
 from interceptor.bpf.ringbuf import RingBuffer
-from interceptor.proxy.conntrack import Conntrack
+from interceptor.proxy.conntrack import Connection, Conntrack
 from interceptor.proxy.relay import packet_layout as layout
 from interceptor.proxy.relay.packet_attach import LOOPBACK, Attached
 from interceptor.proxy.relay.packet_layout import Asked, Client, Ends, FlowEntry, Mode, PathEntry, State
-from interceptor.sockets import Address
 
 SO_COOKIE = 57  # asm-generic/socket.h
 TCP_REPAIR = 19  # linux/tcp.h
@@ -43,7 +42,7 @@ class FlowTable:
             maps[name] for name in ("flows", "paths", "silent", "accepted", "listeners")
         )
         self._conntrack = Conntrack()
-        self._untracked: list[tuple[Address, Address]] = []
+        self._untracked: list[Connection] = []
         self.worker = worker
         self.workers = attached.workers
         self.keeps_flows = attached.pins is not None
@@ -182,7 +181,7 @@ class FlowTable:
         raw = self._paths.lookup(packets)
         return None if raw is None else layout.unpack_path(raw)
 
-    def _remove(self, flow_id: int) -> list[tuple[Address, Address]]:
+    def _remove(self, flow_id: int) -> list[Connection]:
         """The connections that conntrack has not seen the end of: their packets never got to netfilter."""
         key = layout.COOKIE.pack(flow_id)
         raw = self._flows.lookup(key)
@@ -199,15 +198,14 @@ class FlowTable:
             self._accepted.delete(cookie)
         if entry.state != State.ENDED or entry.ends & layout.RST:
             self._silent.delete(cookie)
-        untracked = []
+        untracked: list[Connection] = []
         down = self._remove_path(entry.server, flow_id)
         self._remove_path(entry.client, flow_id)
         # A port that is another connection's by now: conntrack's entry is that one's too.
         if down is not None and entry.ifindex != LOOPBACK:
-            server, proxy = layout.unpack_tuple(entry.server)
-            untracked.append((proxy, server))
+            untracked.append(_connection(entry.server[16:32], entry.server[:16], entry.server[34:], entry.server[32:34]))
         if down is not None and down.ifindex != LOOPBACK:
-            untracked.append(layout.unpack_tuple(entry.client))
+            untracked.append(_connection(entry.client[:16], entry.client[16:32], entry.client[32:34], entry.client[34:]))
         return untracked
 
     def _remove_path(self, packets: bytes, flow_id: int) -> PathEntry | None:
@@ -234,6 +232,13 @@ def speak_again(sock: SocketType) -> None:
 def cookie_of(sock: SocketType) -> int:
     """The kernel's number for a socket, never used twice."""
     return int(layout.COOKIE.unpack(sock.getsockopt(SOL_SOCKET, SO_COOKIE, 8))[0])
+
+
+def _connection(source: bytes, destination: bytes, source_port: bytes, destination_port: bytes) -> Connection:
+    """Parts of a struct tuple, as conntrack has them."""
+    if source.startswith(layout.MAPPED):
+        return source[12:], destination[12:], source_port, destination_port
+    return source, destination, source_port, destination_port
 
 
 def _client(sock: SocketType) -> Client:
