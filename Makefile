@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 
 CNI := build/cni/interceptor-cni
 
-.PHONY: cni docs check test unit netns runtimes deploy manifests torture kernels golden lock bench demo clean
+.PHONY: bpf cni docs check test unit netns runtimes deploy manifests torture kernels golden lock bench demo clean
 
 $(STAMP): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
@@ -26,7 +26,7 @@ unit: $(STAMP)
 	$(BIN)/pytest -q tests/unit tests/property
 
 test: check $(CNI)
-	$(BIN)/pytest -q -n 4 --dist loadscope -m 'not torture' tests/netns tests/proxy tests/cni tests/e2e
+	$(BIN)/pytest -q -n 4 --dist loadscope -m 'not torture' tests/netns tests/proxy tests/cni tests/bpf tests/e2e
 
 netns: $(STAMP)
 	$(BIN)/pytest -q -n 4 --dist loadscope -m 'not torture' tests/netns
@@ -52,6 +52,10 @@ torture: $(STAMP)
 KERNELS ?=
 kernels: $(STAMP)
 	$(BIN)/python -m vagrant.qemu $(KERNELS)
+
+# Needs clang and linux-libc-dev; the objects are committed, so that nobody else does.
+bpf: $(STAMP)
+	$(BIN)/python -m tests.bpf.build
 
 # The diff is reviewed like code.
 docs: $(STAMP)

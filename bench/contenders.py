@@ -264,10 +264,10 @@ def unserved(contender: Contender, path: Path) -> str | None:
 
 
 def own_count(said: str) -> int | None:
-    """Connections that our proxy says it accepted: the `accepted` of the JSON document it ends with."""
+    """Connections that our proxy says it accepted: `connections_opened` of the JSON document it ends with."""
     for line in reversed(said.splitlines()):
         if line.startswith("{"):
-            return int(json.loads(line)["accepted"])
+            return int(json.loads(line).get("connections_opened", 0))
     return None
 
 

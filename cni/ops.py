@@ -50,11 +50,11 @@ class InProcess:
 
     def enable(self, request: Request, wanted: Capture) -> Iterable[str]:
         """See Ops."""
-        return capture.enable(wanted.config, netns=request.netns, resolvers=_resolvers(wanted)).warnings
+        return capture.enable(wanted.config, netns=request.netns, resolvers=resolvers_for(wanted)).warnings
 
     def differences(self, request: Request, wanted: Capture) -> list[str]:
         """See Ops."""
-        found = capture.check(wanted.config, netns=request.netns, resolvers=_resolvers(wanted))
+        found = capture.check(wanted.config, netns=request.netns, resolvers=resolvers_for(wanted))
         return [str(difference) for difference in found.differences]
 
     def disable(self, request: Request) -> None:
@@ -73,7 +73,8 @@ class InProcess:
             raise CniError(protocol.NOT_AVAILABLE, "this host cannot write capture rules", str(error)) from error
 
 
-def _resolvers(wanted: Capture) -> tuple[str, ...]:
+def resolvers_for(wanted: Capture) -> tuple[str, ...]:
+    """The pod's name servers, where they are needed. Raises ConfigError when they are, and nobody told."""
     if wanted.config.dns == "resolv-conf" and wanted.resolvers is None:
         expected = (
             'the runtime does not say the pod\'s name servers: declare the capability ("capabilities": {"dns": true}) '

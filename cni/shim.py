@@ -75,7 +75,8 @@ def _exchange(path: str, message: bytes, namespace: int | None, deadline: float)
         else:
             rights = (_socket.SOL_SOCKET, _socket.SCM_RIGHTS, namespace.to_bytes(4, "little"))  # both our machines are
             sent = sock.sendmsg([message], [rights])
-            sock.sendall(message[sent:])
+            if sent < len(message):  # sending nothing to an agent that has answered already is a broken pipe all the same
+                sock.sendall(message[sent:])
         head = _receive(sock, wire.ANSWER_HEAD)
         return wire.read_answer(head, _receive(sock, wire.answer_size(head)))
     finally:
@@ -105,7 +106,7 @@ def _open_netns(command: str, environment: Mapping[str, str], stdin: bytes) -> t
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         if command == "DEL":
-            return None, (0, b"", b"")
+            return None, None  # nothing to take rules from, and yet the agent should forget this pod
         return None, _refusal(stdin, SELF_NETNS, f"CNI_NETNS {path}: {error.strerror}")
     if is_own and environment.get("CNI_NETNS_OVERRIDE", "").lower() not in ("1", "true"):
         os.close(descriptor)

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 
 from interceptor import facts, netns
-from interceptor.backends import detect, surroundings
+from interceptor.backends import at_connect, detect, surroundings
 from interceptor.backends.base import Backend, Difference, compare
 from interceptor.config import Config, warnings
 from interceptor.errors import InterceptorError, NetnsError
@@ -84,15 +84,20 @@ def enable(
         found = _look(netns, resolvers)
         plan = build_plan(config, found)
         missing = detect.missing_parts(config.backend)
-        choice = detect.choose(config.backend, missing, needs_nft=config.proxy_cgroup is not None)
+        choice = _choose(config, plan, missing)
         surroundings_changed = surroundings.prepare(plan)
         backend = _backend(choice.name)
+        switched = None
         try:
+            switched = at_connect.switch_on(plan)
             changed = backend.apply(plan)
         except InterceptorError:
+            if switched is not None:
+                switched.undo()
             surroundings_changed.undo()
             raise
         # After the new rules stand: at no moment is nothing captured.
+        changed = at_connect.settle(plan, switched) or changed
         removed, strays = _remove_others(choice.name, missing)
         tidied = surroundings.tidy(plan)
         changed = changed or bool(surroundings_changed) or bool(removed) or tidied
@@ -104,7 +109,9 @@ def disable(*, netns: str | None = None, allow_host: bool = False) -> Removed:
     """Take away all that is ours, whoever wrote it and with whatever configuration. Succeeds when there is nothing."""
     with _to_change(netns, allow_host):
         missing = detect.missing_parts()
+        switched_off = at_connect.switch_off()
         removed, strays = _remove_others(None, missing)
+        removed = (at_connect.NoRules.name, *removed) if switched_off else removed
         # Rules first: they may still mark packets for the routes.
         return Removed(surroundings.tidy(None) or bool(removed), removed, tuple(_about_rules(strays, missing)))
 
@@ -114,7 +121,7 @@ def check(config: Config, *, netns: str | None = None, resolvers: Sequence[str] 
     with _entered(netns):
         plan = build_plan(config, _look(netns, resolvers))
         missing = detect.missing_parts(config.backend)
-        choice = detect.choose(config.backend, missing, needs_nft=config.proxy_cgroup is not None)
+        choice = _choose(config, plan, missing)
         name, reason = choice.name, choice.reason
         backend = _backend(name)
         observed = backend.observe()
@@ -127,10 +134,21 @@ def check(config: Config, *, netns: str | None = None, resolvers: Sequence[str] 
             observed = backend.observe()
         differences = (
             *compare(backend.expected(plan), observed),
+            *at_connect.differences(plan),
             *surroundings.differences(plan),
             *(Difference("extra", other, "rules of ours in a second backend") for other in others),
         )
-        return Checked(name, reason, differences, nothing_there=not observed.chains)
+        return Checked(name, reason, differences, nothing_there=not observed.chains and not at_connect.stands())
+
+
+def fingerprint(*, netns: str | None = None) -> tuple[object, ...] | None:
+    """Changes whenever something that check() looks at may have changed; costs a few messages and no program.
+
+    None where nothing tells cheaply: then only check() does.
+    """
+    with _entered(netns):
+        generation = detect.generation()
+        return None if generation is None else (generation, at_connect.stands(), *surroundings.state())
 
 
 def _look(namespace: str | None, resolvers: Sequence[str] | None) -> HostFacts:
@@ -159,8 +177,16 @@ def guard(allow_host: bool) -> None:
         )
 
 
+def _choose(config: Config, plan: Plan, missing: dict[detect.BackendName, str]) -> detect.Choice:
+    if plan.connect is not None and not plan.chains:
+        return detect.Choice("connect", "no rule is needed")
+    return detect.choose(config.backend, missing, needs_nft=config.proxy_cgroup is not None)
+
+
 def _backend(name: detect.BackendName) -> Backend:
     # Each is imported only when chosen; libiptc's costs 0.1 s a family, in processes of its own.
+    if name == "connect":
+        return at_connect.NoRules()
     if name == "nft":
         from interceptor.backends.nft import NftBackend
 
@@ -180,7 +206,8 @@ def _holding(missing: dict[detect.BackendName, str], keep: detect.BackendName | 
         # libiptc's and iptables-legacy's tables are the same.
         if name in missing or _same_tables(name, keep) or (name == "libiptc" and "iptables-legacy" not in missing):
             continue
-        if detect.may_hold(name) and _backend(name).observe().chains:
+        # A table of ours is ours whatever is in it: no program is started to look.
+        if detect.may_hold(name) and (name == "nft" or _backend(name).observe().chains):
             yield name
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeAlias
 
 from interceptor.errors import ConfigError, Problem
 from interceptor.kinds import (
+    CAPTURE_CGROUP,
     CGROUP,
     CIDRS,
     EXCLUDED_CIDRS,
@@ -39,6 +40,7 @@ from interceptor.values import Family, IdRange, Mark, Network, PortRange, UidRul
 __all__ = ["FIELD", "FIELDS", "SWITCH", "Config", "Field", "Kind", "Names", "find_contradictions", "warnings"]
 
 Mechanism: TypeAlias = Literal["redirect", "tproxy", "off"]
+Outbound: TypeAlias = Literal["redirect", "tproxy", "connect", "off"]
 Backend: TypeAlias = Literal["auto", "nft", "iptables-nft", "iptables-legacy", "libiptc"]
 
 
@@ -72,7 +74,12 @@ class Field:
 class Config(ProxyOptions):
     """What to capture and how; and, inherited, how the proxy serves. Frozen and comparable: equal Configs give equal plans."""
 
-    outbound: Mechanism = option("Capture", MECHANISM, "redirect", "How outbound TCP reaches the proxy.")
+    outbound: Outbound = option(
+        "Capture",
+        one_of("redirect", "tproxy", "connect", "off"),
+        "redirect",
+        "How outbound TCP reaches the proxy; connect: decided when it is connected, without rules (docs/connect.md).",
+    )
     inbound: Mechanism = option("Capture", MECHANISM, "redirect", "How inbound TCP reaches the proxy.")
     udp: Literal["off", "tproxy"] = option("Capture", one_of("off", "tproxy"), "off", "Capture UDP too.")
     dns: Literal["off", "resolv-conf", "all"] = option(
@@ -80,6 +87,12 @@ class Config(ProxyOptions):
         one_of("off", "resolv-conf", "all"),
         "off",
         "Capture DNS: to the servers in resolv.conf, or to any server.",
+    )
+    capture_cgroup: str | None = option(
+        "Capture",
+        CAPTURE_CGROUP,
+        None,
+        "With --outbound connect: the cgroup v2 path whose processes are captured; unset: the pod's, if --netns is a pid.",
     )
     outbound_port: int = option("Proxy", PORT, 15001, "The proxy's port for outbound connections.")
     inbound_port: int = option("Proxy", PORT, 15006, "The proxy's port for inbound connections.")
@@ -258,6 +271,23 @@ def _header_for_nobody(version: str, ports: Sequence[PortRange], cidrs: Sequence
         yield _problem("upstream_proxy_protocol", version, expected)
 
 
+NOT_AT_CONNECT = {
+    "exclude_interfaces": "--outbound connect decides before the route is known; exclude CIDRs, or use redirect",
+    "virtual_interfaces": "what comes in from there is connected elsewhere; --outbound redirect or tproxy captures it",
+    "log_rules": "--outbound connect has no packet to log; --outbound redirect or tproxy has",
+}
+
+
+def _not_at_connect(name: str) -> Callable[[Any, Outbound], Iterator[Problem]]:
+    """At connect() there is no packet yet: no interface, nothing that others send, nothing to log."""
+
+    def check(value: Any, outbound: Outbound) -> Iterator[Problem]:
+        if outbound == "connect" and value:
+            yield _problem(name, value, NOT_AT_CONNECT[name])
+
+    return check
+
+
 PROXY_PORTS = ("outbound_port", "inbound_port", "dns_port", "tunnel_port", "probe_port", "admin_port")
 # Each with the options whose values it is called with: it cannot look at others.
 _CHECKS: tuple[tuple[Callable[..., Iterable[Problem]], tuple[str, ...]], ...] = (
@@ -271,6 +301,7 @@ _CHECKS: tuple[tuple[Callable[..., Iterable[Problem]], tuple[str, ...]], ...] = 
     (_like_marks, ("proxy_mark", "tproxy_mark")),
     (_virtual_and_excluded, ("virtual_interfaces", "exclude_interfaces")),
     (_virtual_loopback, ("virtual_interfaces",)),
+    *((_not_at_connect(name), (name, "outbound")) for name in NOT_AT_CONNECT),
     (_header_for_nobody, ("upstream_proxy_protocol", "upstream_proxy_protocol_ports", "upstream_proxy_protocol_cidrs")),
 )
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
+import re
+import socket
 
 from interceptor import netns
 from interceptor.errors import NetnsError
@@ -13,6 +16,10 @@ from interceptor.values import Address, Family, IdRange, Network, contains
 # /proc/net is the main thread's; a thread that entered another namespace must look at its own.
 NET = "/proc/thread-self/net"
 RESOLV_CONF = "/etc/resolv.conf"
+ELSEWHERE = "192.0.2.1"  # the documentation's (RFC 5737)
+ADDED_BY_US = (ipaddress.ip_address("::6"),)
+# kubelet's two cgroup drivers write pod<uid> and kubepods-burstable-pod<uid with underscores>.slice.
+POD_CGROUP = re.compile(r"(?:^|-)pod[0-9a-f]{8}[-_][0-9a-f_-]+(?:\.slice)?$")
 LOOPBACK_V6_OFF = "/proc/sys/net/ipv6/conf/lo/disable_ipv6"
 # Cilium's socket load balancer: the map that undoes its rewriting exists only with it (cilium bpf/bpf_sock.c); its agent's
 # socket and conflist say that Cilium is there at all.
@@ -22,7 +29,14 @@ CILIUM_SOCKET_LB = "sys/fs/bpf/tc/globals/cilium_lb4_reverse_sk"
 def look(namespace: str | None = None) -> HostFacts:
     """What a plan needs to know of the namespace we are in; `namespace` is how the user named it, for its resolv.conf."""
     families = (Family.V4, Family.V6) if os.path.exists(f"{NET}/if_inet6") else (Family.V4,)
-    return HostFacts(families, resolvers(resolv_conf_path(namespace)), loopback_has_v6=_read(LOOPBACK_V6_OFF).strip() == "0")
+    return HostFacts(
+        families,
+        resolvers(resolv_conf_path(namespace)),
+        loopback_has_v6=_read(LOOPBACK_V6_OFF).strip() == "0",
+        own_addresses=_own_networks(),
+        source=_source(),
+        pod_cgroup=pod_cgroup(namespace),
+    )
 
 
 def resolv_conf_path(namespace: str | None) -> str:
@@ -63,6 +77,35 @@ def local_addresses() -> frozenset[Address]:
             found.add(ipaddress.IPv4Address(previous.split()[-1]))
         previous = line
     return frozenset(found)
+
+
+def _own_networks() -> tuple[Network, ...]:
+    """The namespace's addresses that are known before we add ::6, as networks of one address each, in order."""
+    outside = (item for item in local_addresses() if not item.is_loopback and item not in ADDED_BY_US)
+    return tuple(ipaddress.ip_network(item) for item in sorted(outside, key=lambda item: (item.version, int(item))))
+
+
+def _source() -> Address | None:
+    """What the kernel connects from to an address that nobody owns, by the default route; None without one."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        asking.connect((ELSEWHERE, 9))  # a datagram socket: nothing is sent
+        return ipaddress.ip_address(asking.getsockname()[0])
+    return None
+
+
+def pod_cgroup(namespace: str | None, proc: str = "/proc") -> str | None:
+    """The cgroup v2 path to capture for a namespace that is named by a pid: the process's, or the Kubernetes pod's above it.
+
+    None for a namespace that is named otherwise, and where there is no cgroup v2 ("0::" in cgroups(7)).
+    """
+    if namespace is None or not namespace.isdigit():
+        return None
+    own = next((line[3:] for line in _read(f"{proc}/{namespace}/cgroup").splitlines() if line.startswith("0::")), None)
+    if own is None:
+        return None
+    parts = own.strip("/").split("/")
+    pods = [number for number, part in enumerate(parts) if POD_CGROUP.search(part)]
+    return "/".join(parts[: pods[-1] + 1] if pods else parts) or "/"
 
 
 def processes_of(uids: tuple[IdRange, ...], proc: str = "/proc") -> list[str]:

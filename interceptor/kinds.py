@@ -18,6 +18,7 @@ from interceptor.values import (
     parse_mark,
     parse_port,
     parse_ports,
+    parse_servers,
     parse_uid_rules,
 )
 
@@ -73,6 +74,16 @@ def _cgroup(text: str, _names: Names) -> str:
     if not path.isprintable() or any(character in '"\\' for character in path) or {"", ".", ".."} & set(path.split("/")):
         raise ValueError("a cgroup v2 path below /sys/fs/cgroup, like kubepods/pod1234")
     return path
+
+
+def _directory(text: str) -> str:
+    if not text.startswith("/") or "\0" in text:
+        raise ValueError("an absolute path")
+    return text
+
+
+def _cgroup_or_root(text: str, names: Names) -> str:
+    return "/" if text.strip() == "/" else _cgroup(text, names)
 
 
 def _route_table(text: str, _names: Names) -> int:
@@ -139,6 +150,8 @@ GRACE = Kind("TIME", lambda text, _: 0.0 if text.strip() in ("0", "0s") else _du
 OPTIONAL_DURATION = Kind("TIME|off", _or_word("off", _duration), _show_or_word("off", _show_duration))
 OPTIONAL_COUNT = Kind("N|off", _or_word("off", _count), _show_or_word("off"))
 AUTOMATIC_COUNT = Kind("N|auto", _or_word("auto", _count), _show_or_word("auto"))
+# 53: domain (IANA's registry of ports).
+RESOLVERS = Kind("SERVERS", lambda text, _: parse_servers(text, 53), join, ",")
 NAMES_SEEN = _some_of("sni", "host")
 PORTS = Kind("PORTS", lambda text, _: parse_ports(text), join, ",")
 EXCLUDED_PORTS = Kind("PORTS", _excludable(parse_ports), join, ",")
@@ -160,6 +173,12 @@ OPTIONAL_MARK = Kind(
     lambda mark: "" if mark is None else str(mark),
 )
 CGROUP = Kind("PATH", lambda text, names: _cgroup(text, names) if text.strip() else None, lambda path: path or "")
+OPTIONAL_DIRECTORY = Kind("DIR", lambda text, _: _directory(text) if text.strip() else None, lambda path: path or "")
+CAPTURE_CGROUP = Kind(
+    "PATH",
+    lambda text, names: _cgroup_or_root(text, names) if text.strip() else None,
+    lambda path: path or "",
+)
 TABLE = Kind("TABLE", _route_table)
 SWITCH = Kind("", _switch, lambda value: "true" if value else "false", choices=("true", "false"))
 MECHANISM = one_of("redirect", "tproxy", "off")

@@ -12,15 +12,18 @@ from interceptor.kinds import (
     GRACE,
     NAMES_SEEN,
     OPTIONAL_COUNT,
+    OPTIONAL_DIRECTORY,
     OPTIONAL_DURATION,
     PORTS,
+    RESOLVERS,
+    SWITCH,
     one_of,
     option,
 )
-from interceptor.values import Network, PortRange
+from interceptor.values import Network, PortRange, Server
 
 # Shown in the help of the commands that have a proxy; all commands take them, so that a pod's environment serves them all.
-PROXY_GROUPS = ("Connections", "Upstream", "Flow log")
+PROXY_GROUPS = ("Connections", "Upstream", "DNS", "Flow log")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,8 +33,17 @@ class ProxyOptions:
     workers: int | None = option(
         "Connections", AUTOMATIC_COUNT, None, "Processes that share the ports; auto: the processors that this cgroup may use."
     )
-    relay: Literal["auto", "splice", "copy"] = option(
-        "Connections", one_of("auto", "splice", "copy"), "auto", "What moves the bytes; auto: the cheapest that works here."
+    relay: Literal["auto", "packet", "splice", "copy"] = option(
+        "Connections",
+        one_of("auto", "packet", "splice", "copy"),
+        "auto",
+        "What moves the bytes; auto: the cheapest that works here.",
+    )
+    packet_pins: str | None = option(
+        "Connections",
+        OPTIONAL_DIRECTORY,
+        None,
+        "Where the packet relay leaves its flows to the next proxy, below /sys/fs/bpf; without, they end with this one.",
     )
     max_connections: int | None = option(
         "Connections", AUTOMATIC_COUNT, None, "Refuse more open connections than this; auto: what the descriptors allow."
@@ -81,6 +93,14 @@ class ProxyOptions:
     upstream_proxy_protocol_cidrs: tuple[Network, ...] = option(
         "Upstream", CIDRS, (), "Outbound: destinations that want the header."
     )
+    dns_upstream: tuple[Server, ...] = option(
+        "DNS",
+        RESOLVERS,
+        (),
+        "Resolvers to ask, in this order, as ip, ip:port or [ip]:port; without any, those in resolv.conf.",
+    )
+    dns_parallel: bool = option("DNS", SWITCH, False, "Ask all resolvers at once; the first good answer wins.")
+    dns_cache_size: int | None = option("DNS", OPTIONAL_COUNT, 4096, "Keep so many answers; off: ask every time.")
     peek: tuple[str, ...] = option(
         "Flow log",
         NAMES_SEEN,

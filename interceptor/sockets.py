@@ -11,6 +11,7 @@ import socket
 import struct
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -202,6 +203,16 @@ def reply_from_same(ancillary: Iterable[Ancillary]) -> list[Ancillary]:
     return []
 
 
+def arrival_interface(ancillary: Iterable[Ancillary]) -> int:
+    """The index of the interface a datagram came in by; 0 when the kernel did not say (`receive_local_address`)."""
+    for level, kind, content in ancillary:
+        if (level, kind) == (socket.SOL_IP, IP_PKTINFO):
+            return int(struct.unpack_from("=i", content)[0])
+        if (level, kind) == (socket.IPPROTO_IPV6, IPV6_PKTINFO):
+            return int(struct.unpack_from("=i", content, 16)[0])
+    return 0
+
+
 def source_address(source: Address) -> list[Ancillary]:
     """Control messages for `sendmsg` that send from this local address (ip(7) IP_PKTINFO, RFC 3542 6)."""
     if source.ip.version == 4:
@@ -212,6 +223,13 @@ def source_address(source: Address) -> list[Ancillary]:
 def receive_errors(sock: socket.SocketType) -> None:
     """Have a datagram socket that is not connected told of ICMP errors, as a connected one is (ip(7) IP_RECVERR)."""
     _set_for_family(sock, IP_RECVERR, IPV6_RECVERR)
+
+
+def forget_errors(sock: socket.SocketType) -> None:
+    """Throw away the errors that `receive_errors` has queued: the socket counts as ready while there is one."""
+    with suppress(BlockingIOError):
+        while True:
+            sock.recvmsg(1, 0, socket.MSG_ERRQUEUE)
 
 
 def reset_on_close(sock: socket.SocketType) -> None:

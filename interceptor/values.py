@@ -105,6 +105,17 @@ _Range = TypeVar("_Range", PortRange, IdRange)
 _Item = TypeVar("_Item")
 
 
+@dataclass(frozen=True, slots=True)
+class Server:
+    """Where something listens. The text is `ip:port`, or `[ip]:port` for IPv6."""
+
+    ip: Address
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.ip}:{self.port}" if self.ip.version == 4 else f"[{self.ip}]:{self.port}"
+
+
 def join(values: Iterable[object]) -> str:
     """The canonical text of a list: comma-separated, as every list option takes it."""
     return ",".join(str(value) for value in values)
@@ -153,6 +164,11 @@ def parse_id(text: str, lookup: NameLookup) -> int:
     if len(found) != 1 or found[0].first != found[0].last:
         raise ValueError("one number or name is wanted")
     return found[0].first
+
+
+def parse_servers(text: str, port: int) -> tuple[Server, ...]:
+    """`ip`, `ip:port` or `[ip]:port`, separated by commas; `port` is for those that name none. Raises ValueError."""
+    return tuple(dict.fromkeys(_each(text, lambda item: _parse_server(item, port))))
 
 
 def parse_cidrs(text: str) -> tuple[Network, ...]:
@@ -220,6 +236,17 @@ def _uid_rule(text: str, lookup: NameLookup) -> UidRule:
         raise ValueError(f"{text!r} names no uid: [proto:[ports:]]uids")
     protos = tuple(Proto) if proto == "*" else (Proto(proto),)
     return UidRule(protos, parse_ports(fields[1]) if len(fields) == 3 else (), uids)
+
+
+def _parse_server(item: str, port: int) -> Server:
+    host, colon, number = item.rpartition(":")
+    if not colon or (":" in host and not host.startswith("[")):
+        host, number = item, str(port)
+    try:
+        ip = ipaddress.ip_address(host[1:-1] if host.startswith("[") and host.endswith("]") else host)
+        return Server(ip, parse_port(number))
+    except ValueError:
+        raise ValueError(f"{item!r} is neither an IP address nor ip:port or [ip]:port") from None
 
 
 def _parse_cidr(item: str) -> Network:

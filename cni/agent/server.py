@@ -10,15 +10,13 @@ import socket
 import stat
 import struct
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from cni import wire
 
 Answer: TypeAlias = tuple[int, bytes, bytes]
-# environment, stdin -> answer. CNI_NETNS is a path that leads to the pod's namespace in this process.
-Handler: TypeAlias = Callable[[Mapping[str, str], bytes], Answer]
 
 BACKLOG = 512
 # Requests carried out at once; the others wait in the listening queue. Each is mostly one nft or iptables process.
@@ -40,6 +38,10 @@ class Received:
     environment: dict[str, str]
     stdin: bytes
     netns: int
+
+
+Handler: TypeAlias = Callable[[Received], Answer]
+Refused: TypeAlias = Callable[[str], None]  # told why somebody was not answered
 
 
 def listen(path: str) -> socket.socket:
@@ -69,7 +71,7 @@ def listen(path: str) -> socket.socket:
 class Server:
     """Serves one listening socket until `stop()`."""
 
-    def __init__(self, sock: socket.socket, handler: Handler, on_refused: Callable[[str], None] = lambda _reason: None) -> None:
+    def __init__(self, sock: socket.socket, handler: Handler, on_refused: Refused = lambda _reason: None) -> None:
         self._sock = sock
         self._handler = handler
         self._on_refused = on_refused
@@ -114,10 +116,7 @@ class Server:
             raise wire.WireError(f"process {pid} of uid {uid} asked; only root may")
         received = receive(connection)
         try:
-            environment = dict(received.environment)
-            if received.netns >= 0:
-                environment["CNI_NETNS"] = f"/proc/self/fd/{received.netns}"
-            status, stdout, stderr = self._handler(environment, received.stdin)
+            status, stdout, stderr = self._handler(received)
         finally:
             if received.netns >= 0:
                 os.close(received.netns)

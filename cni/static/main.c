@@ -6,6 +6,7 @@
 #include <Python.h>
 #include <errno.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdlib.h>
 
 static PyObject *set_namespace(PyObject *self, PyObject *args)
@@ -52,6 +53,8 @@ int main(int argc, char **argv)
     PyStatus status;
     wchar_t *self = L"/proc/self/exe";
 
+    /* A runtime or an agent that is gone is an error to answer, not a reason to die. */
+    signal(SIGPIPE, SIG_IGN);
     PyImport_AppendInittab("_interceptor", init_module);
     PyConfig_InitIsolatedConfig(&config);
     config.site_import = 0;

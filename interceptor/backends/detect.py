@@ -6,13 +6,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from interceptor.backends import nft_table, process
+from interceptor.backends import nf_tables, nft_table, process
 from interceptor.config import Backend
 from interceptor.errors import ConfigError, Problem, Unsupported
 
-BackendName = Literal["nft", "iptables-nft", "iptables-legacy", "libiptc"]
+# "connect" writes no rules: for a plan that has none.
+RuleBackendName = Literal["nft", "iptables-nft", "iptables-legacy", "libiptc"]
+BackendName = RuleBackendName | Literal["connect"]
 # In order of preference.
-NAMES: tuple[BackendName, ...] = ("nft", "iptables-nft", "iptables-legacy", "libiptc")
+NAMES: tuple[RuleBackendName, ...] = ("nft", "iptables-nft", "iptables-legacy", "libiptc")
 PROGRAMS: dict[BackendName, tuple[str, ...]] = {
     "nft": ("nft",),
     "iptables-nft": ("iptables-nft-restore", "iptables-nft-save", "ip6tables-nft-restore", "ip6tables-nft-save"),
@@ -71,13 +73,24 @@ def choose(wish: Backend, missing: dict[BackendName, str], *, needs_nft: bool) -
 def may_hold(name: BackendName) -> bool:
     """Whether rules of ours can stand in this backend's tables here; False saves starting its programs.
 
-    Legacy tables are listed in /proc once they exist. iptables-nft's are nftables tables with iptables' names.
+    For nft this is certain: the table is ours. Legacy tables are listed in /proc once they exist. iptables-nft's are nftables
+    tables with iptables' names.
     """
     if name == "nft":
-        return True
+        return nft_table.comments() is not None
     if name == "iptables-nft":
         return nft_table.has_iptables_chains()
     return any(_read(f"/proc/thread-self/net/{file}") for file in ("ip_tables_names", "ip6_tables_names"))
+
+
+def generation() -> int | None:
+    """A number that changes with every change of rules in this namespace; None where legacy tables make it say too little."""
+    if may_hold("libiptc"):
+        return None
+    try:
+        return nf_tables.generation()
+    except OSError:
+        return None  # no nf_tables in this kernel
 
 
 def orphaned(missing: dict[BackendName, str]) -> Iterator[BackendName]:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from operator import itemgetter
 
 from interceptor.errors import BackendError, ConfigError, InterceptorError, Problem, Unsupported
 
@@ -15,6 +16,7 @@ MISSING_PART = re.compile(
     "|No chain/target/match by that name|can't initialize|Couldn't load|Extension|Table does not exist|unable to initialize",
     re.IGNORECASE,
 )
+NEEDS_NET_ADMIN = "Needs CAP_NET_ADMIN in this network namespace: run as root, or give the container NET_ADMIN"
 NOT_PERMITTED = ("Operation not permitted", "Permission denied", "you must be root")
 # nft looks the path up itself, and shows the rule on the next line.
 NO_SUCH_CGROUP = re.compile(
@@ -25,7 +27,7 @@ SHOWN = 300  # characters of what the program said: nft names each refused rule,
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part of the kernel: what stands in a refused rule or a message, what it is, where it is, how to do without."""
+    """A part of the kernel: what a refusal says (a regular expression), what it is, where it is, how to do without."""
 
     says: str
     feature: str
@@ -43,7 +45,7 @@ NFT_PARTS = (
     Part(
         "cgroupv2",
         "matching cgroups",
-        "CONFIG_NFT_SOCKET and CONFIG_SOCK_CGROUP_DATA",
+        "Linux 5.13, CONFIG_NFT_SOCKET and CONFIG_SOCK_CGROUP_DATA",
         "name the proxy by --proxy-uid, --proxy-gid or --proxy-mark",
     ),
     Part("tproxy", "TPROXY", "CONFIG_NFT_TPROXY (module nft_tproxy)", NO_TPROXY),
@@ -62,8 +64,13 @@ CT_TIMEOUT = Part(
     "--timeout", "conntrack timeout policies", "CONFIG_NF_CT_NETLINK_TIMEOUT (module nfnetlink_cttimeout)", NO_TIMEOUTS
 )
 IPTABLES_PARTS = (
-    Part("ip_tables", "iptables-legacy's tables", "CONFIG_IP_NF_IPTABLES (module ip_tables)", OTHER_LEGACY),
-    Part("ip6_tables", "iptables-legacy's IPv6 tables", "CONFIG_IP6_NF_IPTABLES (module ip6_tables)", OTHER_LEGACY),
+    Part(r"\bip_tables|\biptables who", "iptables-legacy's tables", "CONFIG_IP_NF_IPTABLES (module ip_tables)", OTHER_LEGACY),
+    Part(
+        r"\bip6_tables|\bip6tables who",
+        "iptables-legacy's IPv6 tables",
+        "CONFIG_IP6_NF_IPTABLES (module ip6_tables)",
+        OTHER_LEGACY,
+    ),
     Part("TPROXY", "TPROXY", "CONFIG_NETFILTER_XT_TARGET_TPROXY (module xt_TPROXY)", NO_TPROXY),
     Part("socket", "TPROXY's match for sockets", "CONFIG_NETFILTER_XT_MATCH_SOCKET (module xt_socket)", NO_TPROXY),
     Part("owner", "matching the sender's uid", "CONFIG_NETFILTER_XT_MATCH_OWNER (module xt_owner)", BUILT_IN_OWNER),
@@ -79,8 +86,17 @@ IPTABLES_PARTS = (
     Part("multiport", "lists of ports", "CONFIG_NETFILTER_XT_MATCH_MULTIPORT (module xt_multiport)"),
     Part("connmark", "connection marks", "CONFIG_NETFILTER_XT_CONNMARK (module xt_connmark)"),
     Part("REDIRECT", "NAT", "CONFIG_NETFILTER_XT_TARGET_REDIRECT and CONFIG_NF_NAT (modules xt_REDIRECT, nf_nat)"),
-    Part("nat'", "NAT", "CONFIG_NF_NAT and CONFIG_IP_NF_NAT (modules nft_chain_nat, or iptable_nat and ip6table_nat)"),
-    Part("raw'", "the raw table", "CONFIG_IP_NF_RAW and CONFIG_IP6_NF_RAW (modules iptable_raw, ip6table_raw)", NO_TIMEOUTS),
+    Part(
+        r"nat'|initialize nat:",
+        "NAT",
+        "CONFIG_NF_NAT and CONFIG_IP_NF_NAT (modules nft_chain_nat, or iptable_nat and ip6table_nat)",
+    ),
+    Part(
+        r"raw'|initialize raw:",
+        "the raw table",
+        "CONFIG_IP_NF_RAW and CONFIG_IP6_NF_RAW (modules iptable_raw, ip6table_raw)",
+        NO_TIMEOUTS,
+    ),
     Part(
         "mangle'", "the mangle table", "CONFIG_IP_NF_MANGLE and CONFIG_IP6_NF_MANGLE (modules iptable_mangle, ip6table_mangle)"
     ),
@@ -100,9 +116,7 @@ def explained(doing: str, program: str, status: int, stderr: str) -> Interceptor
         return ConfigError([Problem("--proxy-cgroup", no_cgroup[1], expected)])
     said = f"{program} exit {status}: {_shown(stderr)}"
     if any(text in stderr for text in NOT_PERMITTED):
-        return BackendError(
-            f"{doing}: {said}. Needs CAP_NET_ADMIN in this network namespace: run as root, or give the container NET_ADMIN"
-        )
+        return BackendError(f"{doing}: {said}. {NEEDS_NET_ADMIN}")
     lacking = _lacking(stderr) if MISSING_PART.search(stderr) else []
     if not lacking:
         return BackendError(f"{doing}: {said}")
@@ -124,7 +138,7 @@ def _lacking(stderr: str) -> list[Part]:
     by_nft = {part.feature: part for text in _refused_by_nft(stderr) for part in _rightmost(NFT_PARTS, text)}
     if by_nft:
         return list(by_nft.values())
-    return [part for line in stderr.splitlines() for part in IPTABLES_PARTS if part.says in line][:1]
+    return [part for line in stderr.splitlines() for part in IPTABLES_PARTS if re.search(part.says, line)][:1]
 
 
 def _refused_by_nft(stderr: str) -> Iterator[str]:
@@ -135,8 +149,8 @@ def _refused_by_nft(stderr: str) -> Iterator[str]:
 
 
 def _rightmost(parts: Sequence[Part], text: str) -> list[Part]:
-    found = [part for part in parts if part.says in text]
-    return sorted(found, key=lambda part: -text.rindex(part.says))[:1]
+    found = [(found.end(), part) for part in parts for found in re.finditer(part.says, text)]
+    return [max(found, key=itemgetter(0))[1]] if found else []
 
 
 def _shown(stderr: str) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import socket
 
-from interceptor.backends import netlink, nf_tables
+from interceptor.backends import hints, netlink, nf_tables
 from interceptor.backends.nf_tables import (
     NFPROTO_INET,
     NFT_MSG_GETCHAIN,
@@ -86,7 +86,7 @@ def _dump(message: int, attributes: bytes, family: int = NFPROTO_INET) -> list[b
     try:
         return nf_tables.listed(message, family, attributes)
     except PermissionError as error:
-        raise BackendError("reading nftables needs CAP_NET_ADMIN in this network namespace") from error
+        raise BackendError(f"reading nftables: permission denied. {hints.NEEDS_NET_ADMIN}") from error
 
 
 def _comment(userdata: bytes) -> str:

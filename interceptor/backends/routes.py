@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from interceptor.backends import netlink
-from interceptor.errors import BackendError
+from interceptor.errors import BackendError, InterceptorError, Unsupported
 from interceptor.plan.model import PolicyRoute
 from interceptor.values import Family, Mark
 
@@ -231,8 +231,13 @@ def _change_route(ip: IPRoute | RouteMessages, verb: str, family: Family, table:
         raise _failed(verb, f"IP{family.value} route local default dev lo table {table}", error.args[0]) from error
 
 
-def _failed(verb: str, what: str, code: int) -> BackendError:
+def _failed(verb: str, what: str, code: int) -> InterceptorError:
     action = "adding" if verb == "add" else "deleting"
+    if code == errno.EACCES:  # not EPERM, which is what a missing capability gets
+        return Unsupported(
+            f"{action} {what}: IPv6 is off on lo, where TPROXY delivers: "
+            "set net.ipv6.conf.lo.disable_ipv6=0, or give --ip-family v4"
+        )
     hints = {
         errno.EEXIST: " with another owner; see `ip rule` and `ip route show table all`",
         errno.ENETDOWN: "; `ip link set lo up` first",

@@ -76,6 +76,11 @@ def tidy(plan: Plan | None) -> bool:
     return stale or unaddressed or abandoned
 
 
+def state() -> tuple[object, ...]:
+    """What stands now, to be compared with a later look."""
+    return routes.present(), address.inbound_source_state()
+
+
 def differences(plan: Plan) -> Iterator[Difference]:
     """How the kernel differs from what `plan` needs."""
     present = routes.present()

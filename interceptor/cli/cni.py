@@ -15,6 +15,7 @@ from cni.install import node as installing
 from cni.install.files import InstallError
 from cni.install.node import Change, Node
 from cni.launcher import launcher
+from interceptor.cli.cni_agent import agent
 from interceptor.cli.output import print_json
 from interceptor.errors import BackendError, ConfigError, Problem
 
@@ -26,6 +27,9 @@ NOT_AS_WANTED = 3  # as for `check`
 @click.group()
 def command() -> None:
     """The CNI plugin: capture each pod when it is made."""
+
+
+command.add_command(agent)
 
 
 def _directories(function: Any) -> Any:

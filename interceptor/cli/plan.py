@@ -14,7 +14,7 @@ from interceptor.cli.output import print_json
 from interceptor.config import Config
 from interceptor.errors import Problem
 from interceptor.plan.model import TIMEOUTS, Plan, timeout_name
-from interceptor.render import document, iptables, nft
+from interceptor.render import connect_policy, document, iptables, nft
 from interceptor.sources import Resolved
 from interceptor.values import Family
 
@@ -71,6 +71,8 @@ def _restore(plan: Plan, family: Family) -> str:
 
 
 def _surroundings(plan: Plan) -> Iterator[str]:
+    if plan.connect is not None:
+        yield from (f"# {line}" for line in connect_policy.document(plan.connect).splitlines())
     for route in plan.routes:
         yield f"# policy route: {route}"
     if plan.inbound_source_v6:

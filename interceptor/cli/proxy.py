@@ -45,18 +45,18 @@ def _judge(own: Mapping[str, Any], good: Mapping[str, Any]) -> Iterator[Problem]
 @common_options
 @functools.partial(config_options, judge=_judge)
 def command(resolved: Resolved, netns: str | None, as_json: bool, user: str | None) -> int:
-    """Forward captured connections to their original destinations; print one JSON line for each on stdout.
+    """Forward captured connections to their original destinations; print one JSON line for each on stdout, as they end.
 
     Ends on SIGTERM or SIGINT, when the connections have ended or the deadline has passed. The counters are printed then,
     on stderr (with --json as one JSON document).
     """
     settings = _settings(resolved.config, netns, user)
     workers = resolved.config.workers or cpus.available()
-    relay = choose(settings.relay)
     limit = choose_total(settings.max_connections, raise_descriptor_limit(), workers)
-    settings = dataclasses.replace(settings, max_connections=limit.connections)
     if netns is not None:
         enter_for_good(locate(netns))
+    relay = choose(settings.relay, workers, settings.packet_pins)
+    settings = dataclasses.replace(settings, max_connections=limit.connections, relay=relay.name)
     names = [str(listener) for listener in settings.listeners]
     names += [f"admin {settings.admin_port}"] if settings.admin_port is not None else []
     said = [
@@ -71,6 +71,7 @@ def command(resolved: Resolved, netns: str | None, as_json: bool, user: str | No
         sys.stdout.fileno(),
         lambda: print(f"interceptor: {'; '.join(said)}", file=sys.stderr, flush=True),
         resolved.shown(),
+        relay.attached,
     )
     print(json.dumps(counted) if as_json else f"interceptor: {counted}", file=sys.stderr)
     return code

@@ -5,13 +5,14 @@ This module says which of the kernel's hooks lead where, for each mechanism.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from interceptor.config import Config
 from interceptor.errors import Unsupported
 from interceptor.plan import established
 from interceptor.plan import outbound as out
+from interceptor.plan.connect import connect_capture
 from interceptor.plan.inbound import inbound_chain
 from interceptor.plan.model import (
     Chain,
@@ -96,6 +97,7 @@ class _Builder:
             chains=tuple(chain for chain in chains if chain.rules or chain.hook is None),
             routes=self.routes,
             inbound_source_v6=leg_from_v6 and self.facts.loopback_has_v6,
+            connect=connect_capture(self.config, self.facts, self.covered) if self.config.outbound == "connect" else None,
         )
 
     def enter(self, match: Match, verdict: Verdict, why: str, option: str) -> Iterator[Rule]:
@@ -111,7 +113,9 @@ class _Builder:
             yield Chain(Table.RAW, "ZONE", out.zone_rules(self.config))
             entry = tuple(self.enter(Match(proto=Proto.UDP), Jump("ZONE"), "conntrack zones", "--dns"))
             yield Chain(Table.RAW, "OUTPUT", entry, Hook.OUTPUT)
-        if self.config.conntrack_timeouts and (self.config.outbound != "off" or self.dns):
+        # What is decided at connect() is decided by no conntrack entry.
+        translates = self.config.outbound in ("redirect", "tproxy")
+        if self.config.conntrack_timeouts and (translates or self.dns):
             yield from out.timeout_chains(self.config, "SHORT")
             entry = tuple(self.enter(Match(proto=Proto.TCP), Jump("SHORT"), "conntrack timeouts", "--outbound"))
             yield Chain(Table.TIMEOUT, "OUTPUT", entry, Hook.OUTPUT)
@@ -121,8 +125,6 @@ class _Builder:
     def nat(self) -> Iterator[Chain]:
         redirects_out = self.config.outbound == "redirect"
         redirects_in = self.config.inbound == "redirect"
-        local: list[Rule] = []
-        arriving = list(out.excluded_interfaces(self.config, outgoing=False))
         capturing = out.Capturing(
             Table.NAT,
             (Proto.TCP,) if redirects_out else (),
@@ -138,30 +140,18 @@ class _Builder:
             if self.config.virtual_interfaces:
                 yield from out.virtual_chains(self.config, capturing, "VIRTUAL")
         elif redirects_in:
-            for match, option in out.identities(self.config):
-                local += self.enter(
-                    replace(match, proto=Proto.TCP, syn=True, out_interface="lo"),
-                    Jump("PROXY"),
-                    "the proxy's own",
-                    option,
-                )
             yield Chain(Table.NAT, "PROXY", out.self_call_rules("INBOUND"))
-        for match, option in entries:
-            local += self.enter(match, Jump("OUTBOUND"), "outbound", option)
-            for interface in self.config.virtual_interfaces:
-                arriving += self.enter(
-                    replace(match, in_interface=interface),
-                    Goto("VIRTUAL"),
-                    f"{interface} counts as outbound",
-                    "--virtual-interfaces",
-                )
+        local = self._nat_local(entries, redirects_in and not redirects_out)
+        arriving = [*out.excluded_interfaces(self.config, outgoing=False), *self._nat_virtual(entries)]
         if redirects_in:
             if self.config.outbound == "tproxy":
                 arriving += self._virtual_is_outbound()
             yield inbound_chain(self.config, Table.NAT, (Proto.TCP,), "TO_INBOUND", "INBOUND")
             arriving += self.enter(FIRST_TCP, Jump("INBOUND"), "inbound", "--inbound")
         yield from self._nat_sinks(redirects_out, redirects_in)
-        if not local and (self.config.uses_tproxy or len(arriving) == len(self.config.exclude_interfaces)):
+        # Capture at connect() alone needs no rule, and is to cost no connection tracking.
+        nothing_else = len(arriving) == len(self.config.exclude_interfaces) and self.config.outbound != "connect"
+        if not local and (self.config.uses_tproxy or nothing_else):
             # The kernel translates only while some NAT chain stands, and tracks connections only while some rule asks for
             # it, as the direction does: connections that REDIRECT rules took before need both.
             older = replace(FIRST_TCP, direction=Direction.ORIGINAL)
@@ -170,6 +160,23 @@ class _Builder:
         yield Chain(Table.NAT, "OUTPUT", tuple(local), Hook.OUTPUT)
         if len(arriving) > len(self.config.exclude_interfaces):
             yield Chain(Table.NAT, "PREROUTING", tuple(arriving), Hook.PREROUTING)
+
+    def _nat_local(self, entries: Sequence[tuple[Match, str]], leads_proxy_inbound: bool) -> list[Rule]:
+        rules: list[Rule] = []
+        if leads_proxy_inbound:
+            # Entries for DNS alone, if any, do not lead here what else the proxy sends to its own pod.
+            for match, option in out.identities(self.config):
+                on_lo = replace(match, proto=Proto.TCP, syn=True, out_interface="lo")
+                rules += self.enter(on_lo, Jump("PROXY"), "the proxy's own", option)
+        for match, option in entries:
+            rules += self.enter(match, Jump("OUTBOUND"), "outbound", option)
+        return rules
+
+    def _nat_virtual(self, entries: Sequence[tuple[Match, str]]) -> Iterator[Rule]:
+        for match, _ in entries:
+            for interface in self.config.virtual_interfaces:
+                why = f"{interface} counts as outbound"
+                yield from self.enter(replace(match, in_interface=interface), Goto("VIRTUAL"), why, "--virtual-interfaces")
 
     def _nat_entries(self, redirects_out: bool) -> Iterator[tuple[Match, str]]:
         # Only SYNs: a connection older than the rules, or one whose entry has expired, is never torn to the proxy midway.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TypeAlias
 
-from interceptor.values import Family, IdRange, Mark, Network, PortRange, Proto
+from interceptor.values import Address, Family, IdRange, Mark, Network, PortRange, Proto
 
 
 class Table(Enum):
@@ -25,6 +25,7 @@ class Table(Enum):
     TIMEOUT = "timeout"
     MANGLE = "mangle"
     NAT = "nat"
+    CONNECT = "connect"  # no netfilter table: when a socket is connected, before there is a packet
 
 
 class Hook(Enum):
@@ -32,6 +33,7 @@ class Hook(Enum):
 
     PREROUTING = "PREROUTING"
     OUTPUT = "OUTPUT"
+    CONNECT = "CONNECT"
 
 
 class TimeoutPolicy(Enum):
@@ -85,6 +87,13 @@ class Drop:
 @dataclass(frozen=True, slots=True)
 class Redirect:
     """To this port of this host, by NAT. The original destination stays with conntrack."""
+
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rewrite:
+    """To this port of this host: the connecting socket is given another address. The original one stays in a BPF map."""
 
     port: int
 
@@ -150,11 +159,11 @@ class Goto:
 
 
 Verdict: TypeAlias = (
-    Return | Drop | Redirect | Tproxy | SetMark | SetConnmark | Zone | ShortTimeouts | Log | Jump | Goto
+    Return | Drop | Redirect | Rewrite | Tproxy | SetMark | SetConnmark | Zone | ShortTimeouts | Log | Jump | Goto
 )  # fmt: skip
 
 # Verdicts after which the packet goes to no further rule of this chain.
-TERMINAL = (Return, Drop, Redirect, Tproxy, Goto)
+TERMINAL = (Return, Drop, Redirect, Rewrite, Tproxy, Goto)
 
 # Seconds, by conntrack state, for TCP that leaves this namespace. conntrack keeps the entry of a connection that was reset
 # for 10 s, and a SYN from the same port reopens it with whatever NAT was decided then: after the proxy's own connection an
@@ -220,6 +229,20 @@ class PolicyRoute:
 
 
 @dataclass(frozen=True, slots=True)
+class ConnectCapture:
+    """Capture of TCP when it is connected, in place of outbound rules. All chains are of Table.CONNECT.
+
+    `cgroup` is whose processes are captured: a cgroup v2 path, "/" for all; None when nobody has said so yet. `own` are
+    what `dst_is_local` means: a connecting socket has no route to ask.
+    """
+
+    chains: tuple[Chain, ...]
+    cgroup: str | None
+    own: tuple[Network, ...]
+    source: Address | None = None  # what captured IPv4 connections come from, as without capture
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """All that the kernel should hold for one Config on one host."""
 
@@ -227,6 +250,12 @@ class Plan:
     chains: tuple[Chain, ...]
     routes: tuple[PolicyRoute, ...] = ()
     inbound_source_v6: bool = False  # ::6/128 on lo, the source of the proxy's inbound leg
+    connect: ConnectCapture | None = None
+
+    @property
+    def all_chains(self) -> tuple[Chain, ...]:
+        """Those that become rules, and those of what is decided at connect()."""
+        return self.chains + (self.connect.chains if self.connect is not None else ())
 
     @property
     def timeout_policies(self) -> tuple[TimeoutPolicy, ...]:
@@ -244,5 +273,8 @@ class HostFacts:
     kernel_families: tuple[Family, ...] = (Family.V4, Family.V6)
     resolvers: tuple[Network, ...] = ()  # host networks, in resolv.conf's order
     loopback_has_v6: bool = True  # lo may be given ::6
+    own_addresses: tuple[Network, ...] = ()  # of this namespace, loopback's left out
+    source: Address | None = None  # what IPv4 connections to elsewhere come from
+    pod_cgroup: str | None = None  # of the process that the namespace was named by
     # Ours, that stand: connections that TPROXY captured under them may be open, see plan/established.py.
     earlier_routes: tuple[PolicyRoute, ...] = ()

@@ -63,12 +63,17 @@ def local_chains(config: Config, capturing: Capturing, proxy_chain: str, name: s
         *_excluded_owners(config, capturing),
         *_excluded_destinations(config, capturing),
         *_dns(capturing),
-        Rule(Match(out_interface="lo"), Return(), "loopback and this pod's own addresses stay direct", "built in"),
+        Rule(_to_itself(capturing), Return(), "loopback and this pod's own addresses stay direct", "built in"),
         *_multicast(capturing),
         *include[0].rules,
     ]
     yield Chain(capturing.table, name, tuple(rules))
     yield from include[1:]
+
+
+def _to_itself(capturing: Capturing) -> Match:
+    # A socket that is being connected has no route yet.
+    return Match(dst_is_local=True) if capturing.table is Table.CONNECT else Match(out_interface="lo")
 
 
 def virtual_chains(config: Config, capturing: Capturing, name: str) -> Iterator[Chain]:

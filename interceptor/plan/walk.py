@@ -21,6 +21,7 @@ from interceptor.plan.model import (
     Plan,
     Redirect,
     Return,
+    Rewrite,
     Rule,
     SetConnmark,
     SetMark,
@@ -73,7 +74,7 @@ class Outcome:
 
     fate: Fate
     port: int | None = None
-    mechanism: Literal["redirect", "tproxy"] | None = None
+    mechanism: Literal["redirect", "tproxy", "connect"] | None = None
     steps: tuple[Step, ...] = ()
 
     @property
@@ -83,7 +84,7 @@ class Outcome:
         deciding = [
             step
             for step in self.steps
-            if isinstance(step.rule.verdict, Return | Goto | Drop) and step.chain.table in (Table.MANGLE, Table.NAT)
+            if isinstance(step.rule.verdict, Return | Goto | Drop) and step.chain.table not in (Table.RAW, Table.TIMEOUT)
         ]
         if self.fate == "direct":
             return deciding[-1] if deciding else None
@@ -100,7 +101,7 @@ class _Walk:
 
     def hook(self, hook: Hook, tables: tuple[Table, ...]) -> None:
         for table in tables:
-            for chain in self.plan.chains:
+            for chain in self.plan.all_chains:
                 if self.outcome is None and chain.hook is hook and chain.table is table:
                     self.run(chain)
 
@@ -125,6 +126,8 @@ class _Walk:
                 self.outcome = Outcome("dropped")
             case Redirect(port):
                 self.outcome = Outcome("captured", port, "redirect")
+            case Rewrite(port):
+                self.outcome = Outcome("captured", port, "connect")
             case Tproxy(port):
                 self.outcome = Outcome("captured", port, "tproxy")
             case SetMark(mark):
@@ -138,7 +141,7 @@ class _Walk:
         return False
 
     def find(self, table: Table, name: str) -> Chain:
-        return next(chain for chain in self.plan.chains if (chain.table, chain.name) == (table, name))
+        return next(chain for chain in self.plan.all_chains if (chain.table, chain.name) == (table, name))
 
 
 def walk(plan: Plan, packet: Packet) -> Outcome:
@@ -147,6 +150,7 @@ def walk(plan: Plan, packet: Packet) -> Outcome:
     if packet.in_interface is not None:
         going.hook(Hook.PREROUTING, tuple(Table))
     else:
+        going.hook(Hook.CONNECT, (Table.CONNECT,))
         going.hook(Hook.OUTPUT, tuple(Table))
         if going.outcome is None and (packet.out_interface == "lo" or _is_routed_back(plan, going.packet)):
             # NAT was decided in OUTPUT; what loops through lo meets PREROUTING's other tables.

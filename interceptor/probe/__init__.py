@@ -61,6 +61,8 @@ def _result(path: Path, waiting: listener.Waiting, beside: neighbour.Neighbour |
     answer = client.send(path, beside)
     if answer.refused_privilege:
         return Result(path, "not probed", f"sending as uid {path.uid} needs root", rule)
+    if answer.unable:
+        return Result(path, "not probed", answer.unable, rule)
     if answer.no_route:
         return Result(path, "not probed", f"no route to {path.destination}", rule)
     if answer.heard == path.expected:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import socket
 from dataclasses import dataclass
 
+from interceptor.errors import InterceptorError
 from interceptor.probe.neighbour import Neighbour
 from interceptor.probe.paths import Path
 from interceptor.values import Family, Proto
@@ -23,6 +25,7 @@ class Answer:
     error: str = ""
     refused_privilege: bool = False
     no_route: bool = False
+    unable: str = ""  # why it could not be sent as it must be
 
 
 def send(path: Path, beside: Neighbour | None) -> Answer:
@@ -34,7 +37,7 @@ def send(path: Path, beside: Neighbour | None) -> Answer:
         status = 1
         try:
             answer = _in_child(path, beside)
-            os.write(writing, json.dumps([answer.heard, answer.error, answer.refused_privilege, answer.no_route]).encode())
+            os.write(writing, json.dumps(dataclasses.astuple(answer)).encode())
             status = 0
         finally:
             os._exit(status)
@@ -47,6 +50,10 @@ def send(path: Path, beside: Neighbour | None) -> Answer:
 
 def _in_child(path: Path, beside: Neighbour | None) -> Answer:
     try:
+        _join(path.cgroup)
+    except (OSError, InterceptorError) as error:
+        return Answer(unable=f"joining cgroup {path.cgroup}: {error}")
+    try:
         if path.needs_neighbour and beside is not None:
             beside.enter()
         else:
@@ -54,7 +61,8 @@ def _in_child(path: Path, beside: Neighbour | None) -> Answer:
     except PermissionError:
         return Answer(refused_privilege=True)
     family = socket.AF_INET if path.family is Family.V4 else socket.AF_INET6
-    if not _has_route(family, path):
+    # What is captured when it is connected needs no route.
+    if path.cgroup is None and not _has_route(family, path):
         return Answer(no_route=True)
     kind = socket.SOCK_STREAM if path.proto is Proto.TCP else socket.SOCK_DGRAM
     try:
@@ -79,6 +87,16 @@ def _has_route(family: socket.AddressFamily, path: Path) -> bool:
         except OSError:
             return False
     return True
+
+
+def _join(cgroup: str | None) -> None:
+    """Be of the processes whose connections are captured."""
+    if cgroup is None:
+        return
+    from interceptor.backends import cgroups
+
+    with open(os.path.join(cgroups.directory(cgroup, "--capture-cgroup"), "cgroup.procs"), "w", encoding="ascii") as processes:
+        processes.write("0")
 
 
 def _become(uid: int, gid: int) -> None:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from interceptor import sockets
+from interceptor.bpf.syscall import BpfError
 from interceptor.probe.paths import Arrival
 from interceptor.values import Family, Proto
 
@@ -77,7 +78,7 @@ def _serve_tcp(waiting: socket.socket, arrival: Arrival, stop: threading.Event) 
             connection, _ = waiting.accept()
         except TimeoutError:
             continue
-        with connection, contextlib.suppress(OSError):
+        with connection, contextlib.suppress(OSError, BpfError):
             connection.settimeout(GREETING_TIMEOUT_S)
             connection.sendall(f'{{"original_dst": "{_original(connection, arrival)}"}}\n'.encode())
 
@@ -85,8 +86,23 @@ def _serve_tcp(waiting: socket.socket, arrival: Arrival, stop: threading.Event) 
 def _original(connection: socket.socket, arrival: Arrival) -> str:
     if arrival.mechanism == "tproxy":
         return sockets.sockaddr_text(sockets.normal(connection.getsockname()))
+    if arrival.mechanism == "connect":
+        return _rewritten(connection)
     original_dst = sockets.original_dst_v4 if arrival.family is Family.V4 else sockets.original_dst_v6
     return sockets.sockaddr_text(original_dst(connection))
+
+
+def _rewritten(connection: socket.socket) -> str:
+    from interceptor.bpf import connect
+
+    originals = connect.Originals(connect.netns_cookie_of(connection))
+    client, local = connection.getpeername(), connection.getsockname()
+    try:
+        found = originals.find(client, local)
+        originals.forget(client, local)
+    finally:
+        originals.close()
+    return sockets.sockaddr_text(sockets.normal(found.address if found else local))
 
 
 def _serve_udp(waiting: socket.socket, arrival: Arrival, stop: threading.Event) -> None:

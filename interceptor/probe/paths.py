@@ -39,7 +39,7 @@ class Arrival:
     proto: Proto
     family: Family
     port: int
-    mechanism: Literal["redirect", "tproxy"]
+    mechanism: Literal["redirect", "tproxy", "connect"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,7 @@ class Path:
     port: int
     arrives: Arrival
     rule: str
+    cgroup: str | None = None  # of whoever must connect it, where that decides
 
     @property
     def needs_neighbour(self) -> bool:
@@ -112,7 +113,8 @@ def _path(direction: Direction, plan: Plan, packet: Packet) -> Iterator[Path]:
     family = Family.of(packet.dst)
     arrival = Arrival(packet.proto, family, outcome.port, outcome.mechanism)
     uid, gid = packet.uid or 0, packet.gid or 0
-    yield Path(direction, packet.proto, family, uid, gid, packet.dst, packet.dport, arrival, _rule(outcome))
+    cgroup = plan.connect.cgroup if plan.connect is not None and outcome.mechanism == "connect" else None
+    yield Path(direction, packet.proto, family, uid, gid, packet.dst, packet.dport, arrival, _rule(outcome), cgroup)
 
 
 def _rule(outcome: Outcome) -> str:

@@ -8,10 +8,12 @@ from socket import SocketType
 
 from interceptor.proxy import closing
 from interceptor.proxy.connection import Connection
+from interceptor.proxy.dns.streams import DnsStreams
 from interceptor.proxy.flows import Flow, errno_name
+from interceptor.proxy.hooks import Admit
 from interceptor.proxy.listeners import BoundListener
 from interceptor.proxy.loop import LISTENER
-from interceptor.proxy.metrics import ACCEPT_ERRORS, REFUSED, ListenerCounts
+from interceptor.proxy.metrics import ACCEPT_ERRORS, ADOPTED, REFUSED, ListenerCounts
 from interceptor.proxy.original_dst import NoOriginalDst, original_dst_of, refuse_loop
 from interceptor.proxy.probe import ProbeAnswer
 from interceptor.proxy.runtime import Runtime
@@ -27,10 +29,15 @@ ACCEPT_BATCH = 64
 
 
 class Acceptor:
-    """One listener's. `dial_instead` (DNS) is dialled for every connection; None: the original destination."""
+    """One listener's. `dns`: what answers its connections, when it is the one for DNS."""
 
     def __init__(
-        self, runtime: Runtime, bound: BoundListener, own_ports: frozenset[int], sweep: Sweep, dial_instead: SockAddr | None
+        self,
+        runtime: Runtime,
+        bound: BoundListener,
+        own_ports: frozenset[int],
+        sweep: Sweep,
+        dns: DnsStreams | None,
     ) -> None:
         self.runtime = runtime
         self.listener = bound.listener
@@ -40,9 +47,9 @@ class Acceptor:
         self._is_local = bound.view.netlink.is_local
         self._own_ports = own_ports
         self._sweep = sweep
-        self._dial_instead = dial_instead
-        self._original_dst = original_dst_of(bound.listener)
-        self._refuse_all = "no_resolver" if self.direction == "dns" and dial_instead is None else None
+        self._dns = dns
+        self._original_dst = original_dst_of(bound.listener, bound.originals)
+        self._admit = self._admits()
         self._open = True
         self.counts = ListenerCounts(runtime.counts, bound.listener.direction, bound.listener.mode)
         runtime.loop.watch(self._sock.fileno(), LISTENER, self._ready)
@@ -54,6 +61,12 @@ class Acceptor:
         # Explicitly: `interceptor run` has a second descriptor for the same socket.
         self.runtime.loop.unwatch(self._sock.fileno())
         self.runtime.loop.dispose(self._sock)
+
+    def resume(self, connection: Connection) -> None:
+        """`connection` was accepted by a process that is gone."""
+        self.runtime.counts.add(ADOPTED)
+        self.counts.opened()
+        self._sweep.add(connection)
 
     def ended(self, connection: Connection) -> None:
         """`connection` is over."""
@@ -98,17 +111,27 @@ class Acceptor:
             self._refuse(sock, client, destination, NoOriginalDst.reason, errno_name(error.errno or 0))
             return
         if destination[1] == runtime.settings.probe_port:
+            runtime.relay.abandon(sock)
             ProbeAnswer(runtime.loop, sock, self.listener, client, destination)
             return
-        admit = runtime.hooks.admit
-        reason = self._refuse_all if admit is None or self._refuse_all else admit(self.listener, client, destination)
+        admit = self._admit or runtime.hooks.admit
+        reason = None if admit is None else admit(self.listener, client, destination)
         if reason is not None:
             self._refuse(sock, client, destination, reason, None)
+            return
+        if self._dns is not None:
+            self._dns.take(sock, client, destination)
             return
         connection = Connection(self, sock, client, destination, now)
         self.counts.opened()
         self._sweep.add(connection)
-        connection.begin(self._dial_instead or destination)
+        connection.begin()
+
+    def _admits(self) -> Admit | None:
+        # DNS has a limit of its own: neither must the one flood keep the other out.
+        if self.direction != "dns":
+            return None
+        return self._dns.admit if self._dns is not None else lambda _listener, _client, _destination: "no_resolver"
 
     def _refuse(self, sock: SocketType, client: SockAddr, to: SockAddr | None, reason: str, error: str | None) -> None:
         self.runtime.counts.add(REFUSED, reason)

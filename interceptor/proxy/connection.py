@@ -20,7 +20,7 @@ from interceptor.proxy.peek import NOTHING, Names, Peek
 from interceptor.proxy.relay.base import Running
 from interceptor.proxy.session import TRANSITIONS, Command, Event, IllegalEvent, Reason, State
 from interceptor.proxy.upstream import UpstreamError, connect
-from interceptor.sockets import SockAddr, pending_error
+from interceptor.sockets import SockAddr, normal, pending_error
 
 if TYPE_CHECKING:
     from interceptor.proxy.acceptor import Acceptor
@@ -45,8 +45,8 @@ class Connection:
         "_connect_s",
         "_counted_received",
         "_counted_sent",
-        "_destination",
         "_dialled_at",
+        "_dns_name",
         "_error",
         "_first",
         "_owner",
@@ -76,8 +76,8 @@ class Connection:
         self.client_address = client_address
         self.original_dst = original_dst
         self.start = start  # time.monotonic()
-        self._destination = original_dst
         self.state = NEW
+        self._dns_name: str | None = None
         self._dialled_at = start
         self._connect_s: float | None = None
         self.names = NOTHING  # what the client wrote first, if that was looked at
@@ -103,13 +103,22 @@ class Connection:
         """Seen from the pod."""
         return self._acceptor.direction
 
-    def begin(self, destination: SockAddr) -> None:
-        """Dial `destination`: the original one, but for DNS the resolver."""
-        self._destination = destination
+    def begin(self) -> None:
+        """Dial the original destination, or listen to the client first."""
         runtime = self._acceptor.runtime
         if self._acceptor.direction != "inbound":
             self._know_owner()
+            # Now: by the end of a long connection, the name may be forgotten or the address another's.
+            if runtime.names is not None:
+                self._dns_name = runtime.names.name_of(self.original_dst[0])
         self.feed(ACCEPTED if runtime.hooks.hear is None else ACCEPTED_UNHEARD)
+
+    def resume(self, upstream: SocketType, running: Running) -> None:
+        """Go on with a flow that is relayed already."""
+        self.upstream = upstream
+        self.running = running
+        self._upstream_local = upstream.getsockname()
+        self.state = State.RELAYING
 
     def feed(self, event: Event, number: int = 0) -> None:
         """Tell the session of `event` and carry out what it answers. `number` is a failure's errno."""
@@ -117,15 +126,18 @@ class Connection:
             state, commands, reason = TRANSITIONS[self.state][event]
         except KeyError:
             raise IllegalEvent(self.state, event) from None
-        if reason is not None:
-            self._reason = reason
-            if event is CLIENT_FAILED or event is UPSTREAM_FAILED:
-                self._broken = event
-            if number and self._error is None:
-                self._error = errno_name(number)
         self.state = state
+        if reason is not None:
+            self._note_end(event, reason, number)
         for command in commands:
             CARRY_OUT[command](self)
+
+    def _note_end(self, event: Event, reason: Reason, number: int) -> None:
+        self._reason = reason
+        if event is CLIENT_FAILED or event is UPSTREAM_FAILED:
+            self._broken = event
+        if number and self._error is None:
+            self._error = errno_name(number)
 
     def count_moved(self) -> None:
         """Count the bytes that were moved since this was last called."""
@@ -170,9 +182,9 @@ class Connection:
         runtime = acceptor.runtime
         self._dialled_at = time.monotonic()
         try:
-            upstream = runtime.open_upstream(acceptor.direction, self.client_address, self._destination)
+            upstream = runtime.open_upstream(acceptor.direction, self.client_address, self.original_dst)
             self._first = runtime.relay.prepare(self.client, upstream)
-            connect(upstream, self._destination)
+            connect(upstream, self.original_dst)
         except UpstreamError as error:
             self._error = str(error)
             self.feed(Event.UPSTREAM_REFUSED)
@@ -196,7 +208,7 @@ class Connection:
             return
         if not number:
             self._upstream_local = upstream.getsockname()
-            if self._upstream_local == self._destination:
+            if self._upstream_local == self.original_dst:
                 # TCP's simultaneous open lets a socket connect to itself when its port was picked as its own destination.
                 number = errno.ECONNREFUSED
         if number:
@@ -242,9 +254,9 @@ class Connection:
     def _relay(self) -> None:
         assert self.upstream is not None
         runtime = self._acceptor.runtime
-        self._acceptor.counts.relaying(runtime.relay.name)
         preface = runtime.hooks.preface
         self.running = running = runtime.relay.join(self.client, self.upstream, self)
+        self._acceptor.counts.relaying(running.name)
         first, self._first = self._first, b""
         running.start(first if preface is None else preface(self) + first)
 
@@ -270,6 +282,8 @@ class Connection:
             self._peek = None
         if self.running is not None:
             self.running.stop()
+        else:
+            self._acceptor.runtime.relay.abandon(self.client)
         # The side that is not broken gets what the other had sent; whichever we break ourselves does not.
         for sock, its_failure in ((self.client, CLIENT_FAILED), (self.upstream, UPSTREAM_FAILED)):
             if sock is None:
@@ -289,7 +303,10 @@ class Connection:
         if self._acceptor.direction == "inbound":
             self._owner = owners.of_application(self.original_dst)
         else:
-            self._owner = owners.of_client(self.client_address, self.original_dst)
+            # The client's own view: only NAT lets it believe that it talks to the original destination.
+            rewritten = self._acceptor.listener.mode == "connect"
+            remote = normal(self.client.getsockname()) if rewritten else self.original_dst
+            self._owner = owners.of_client(self.client_address, remote)
         if self._owner is not None and owners.may_search(self.start):
             runtime.loop.postpone(self._find_process)
 
@@ -304,12 +321,14 @@ class Connection:
     def _report(self) -> None:
         acceptor = self._acceptor
         runtime = acceptor.runtime
-        duration_s = time.monotonic() - self.start
-        reason = self._reason.value
+        now, running = time.monotonic(), self.running
+        ended_at = running.ended_at if running is not None else None
+        duration_s = (now if ended_at is None else ended_at) - self.start
+        reason = self._reason.text
         acceptor.counts.closed(reason, duration_s)
-        if self.running is not None:
+        if running is not None:
             self.count_moved()
-            acceptor.counts.relayed(runtime.relay.name)
+            acceptor.counts.relayed(running.name)
         runtime.record(self._flow(reason, duration_s))
         self.running = None
         acceptor.ended(self)
@@ -317,7 +336,7 @@ class Connection:
     def _flow(self, reason: str, duration_s: float) -> Flow:
         acceptor, running, owner, process, names = self._acceptor, self.running, self._owner, self._process, self.names
         return Flow(
-            time.time() - duration_s,
+            time.time() - (time.monotonic() - self.start),
             "tcp",
             acceptor.direction,
             acceptor.listener,
@@ -332,12 +351,13 @@ class Connection:
             owner.uid if owner is not None else None,
             process.pid if process is not None else None,
             process.command if process is not None else None,
-            acceptor.runtime.relay.name if running is not None else None,
+            running.name if running is not None else None,
             None if self._connect_s is None else self._connect_s * 1000,
             None,
             names.sni,
             names.alpn,
             names.host,
+            self._dns_name,
         )
 
 

@@ -12,12 +12,30 @@ from interceptor.proxy.settings import Direction, Listener
 from interceptor.sockets import SockAddr, sockaddr_text
 
 
+class Lookup(NamedTuple):
+    """A DNS question and what became of it. `by`: the resolver whose answer it was, or `cache`; None: nobody's."""
+
+    name: str
+    kind: str
+    rcode: str
+    answers: int
+    by: str | None
+
+    def to_json(self) -> str:
+        """As a JSON object."""
+        return (
+            f'{{"name": {quoted(self.name)}, "type": "{self.kind}", "rcode": "{self.rcode}", '
+            f'"answers": {self.answers}, "from": {_text(self.by)}}}'
+        )
+
+
 class Flow(NamedTuple):
     """One captured connection, from accept to end. A tuple: one is made for every connection, in its way.
 
     time is seconds since the epoch at accept. `sent` are bytes from client to upstream, `received` the other way.
     The owner (uid, pid, command) is the local end's: the client of an outbound flow, the application of an inbound one.
     connect_ms: from dialling to the destination's answer. relay: what moved the bytes; fallback: why no faster one did.
+    dns_name: what name original_dst was the answer for, as far as went through our resolver. lookup: for DNS, what was asked.
     sni, alpn and host are what the client wrote (`--peek`), to be read with the mistrust that a client deserves.
     """
 
@@ -42,6 +60,8 @@ class Flow(NamedTuple):
     sni: str | None = None
     alpn: str | None = None
     host: str | None = None
+    dns_name: str | None = None
+    lookup: Lookup | None = None
 
     def to_json(self) -> str:
         """The record as one line, without its newline. Fields that are not known are null.
@@ -57,7 +77,8 @@ class Flow(NamedTuple):
             f'"connect_ms": {connect_ms}, "reason": {quoted(self.reason)}, "error": {_text(self.error)}, '
             f'"uid": {_number(self.uid)}, "pid": {_number(self.pid)}, "command": {_text(self.command)}, '
             f'"relay": {_text(self.relay)}, "fallback": {_text(self.fallback)}, '
-            f'"sni": {_text(self.sni)}, "alpn": {_text(self.alpn)}, "host": {_text(self.host)}}}'
+            f'"sni": {_text(self.sni)}, "alpn": {_text(self.alpn)}, "host": {_text(self.host)}, '
+            f'"dns_name": {_text(self.dns_name)}, "dns": {"null" if self.lookup is None else self.lookup.to_json()}}}'
         )
 
 

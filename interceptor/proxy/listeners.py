@@ -9,8 +9,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
+from interceptor.bpf.connect import Originals, netns_cookie_of
+from interceptor.bpf.syscall import BpfError
 from interceptor.errors import ProxyError
 from interceptor.proxy.netns_view import NetnsView
+from interceptor.proxy.raw_icmp import open_icmp
 from interceptor.proxy.raw_udp import open_raw
 from interceptor.proxy.settings import Listener, ProxySettings
 from interceptor.sockets import Address, receive_local_address, receive_original_dst, set_transparent
@@ -30,12 +33,15 @@ class BoundListener:
     sock: socket.socket
     view: NetnsView
     replies: socket.socket | None = None  # raw; for inbound UDP, whose replies leave from the application's own address
+    originals: Originals | None = None  # for the mode connect
+    errors: socket.socket | None = None  # raw ICMP; for UDP, to tell clients what cannot be reached; None: not permitted
 
     def close(self) -> None:
         """Stop listening. The view is closed by the proxy, once."""
         self.sock.close()
-        if self.replies is not None:
-            self.replies.close()
+        for each in (self.replies, self.originals, self.errors):
+            if each is not None:
+                each.close()
 
 
 def open_listeners(settings: ProxySettings) -> list[BoundListener]:
@@ -81,7 +87,9 @@ def _bind_all(wanted: Iterable[tuple[Listener, Protocol]], view: NetnsView, bind
     try:
         for listener, protocol in wanted:
             sock = bind(listener, protocol, view)
-            bound.append(BoundListener(listener, protocol, sock, view, _open_replies(listener, protocol, sock)))
+            replies, originals = _open_replies(listener, protocol, sock), _open_originals(listener, protocol, sock)
+            errors = _open_errors(listener, protocol, sock)
+            bound.append(BoundListener(listener, protocol, sock, view, replies, originals, errors))
     except ProxyError:
         for each in bound:
             each.close()
@@ -131,6 +139,25 @@ def _open_replies(listener: Listener, protocol: Protocol, sock: socket.socket) -
     except OSError as error:
         sock.close()
         raise ProxyError(f"opening a raw socket for inbound UDP replies: {error.strerror}; needs CAP_NET_RAW") from error
+
+
+def _open_errors(listener: Listener, protocol: Protocol, sock: socket.socket) -> socket.socket | None:
+    if protocol != "udp" or listener.direction == "dns" or listener.family == "dual":
+        return None
+    try:
+        return open_icmp(sock.family)
+    except PermissionError:
+        return None  # without CAP_NET_RAW clients wait where they could know: slower, not wrong
+
+
+def _open_originals(listener: Listener, protocol: Protocol, sock: socket.socket) -> Originals | None:
+    if protocol != "tcp" or listener.mode != "connect":
+        return None
+    try:
+        return Originals(netns_cookie_of(sock))
+    except BpfError as error:
+        sock.close()
+        raise ProxyError(f"original destinations of {listener}: {error}") from error
 
 
 def _configure(sock: socket.socket, listener: Listener, protocol: Protocol) -> None:

@@ -10,11 +10,11 @@ import heapq
 import itertools
 import os
 import select
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from select import EPOLLET, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP
 from socket import SocketType
+from time import monotonic
 from typing import TypeAlias
 
 OnReady: TypeAlias = Callable[[int], None]
@@ -48,6 +48,7 @@ class Loop:
         self._on_ready: dict[int, OnReady] = {}
         self._timers: list[tuple[float, int, Scheduled]] = []
         self._order = itertools.count()
+        self._now = 0.0  # monotonic(), not long ago
         self._doomed: list[SocketType] = []
         self._postponed: list[Callable[[], None]] = []
         self._running = False
@@ -103,7 +104,8 @@ class Loop:
     def later(self, delay_s: float, callback: Callable[[], None]) -> Scheduled:
         """Call `callback` once, `delay_s` seconds from now."""
         scheduled = Scheduled(callback)
-        heapq.heappush(self._timers, (time.monotonic() + delay_s, next(self._order), scheduled))
+        self._now = monotonic()
+        heapq.heappush(self._timers, (self._now + delay_s, next(self._order), scheduled))
         return scheduled
 
     def wake(self, message: bytes = b"\0") -> None:
@@ -119,9 +121,11 @@ class Loop:
 
     def run_once(self) -> None:
         """Wait for one batch of events, serve it, what was postponed and the timers due; then close what was disposed of."""
-        postponed = self._postponed
+        timers, postponed = self._timers, self._postponed
+        # Measured once a round, after the wait: a timer may be late by what the batch takes, which it would be anyway.
+        timeout_s = 0.0 if postponed else max(0.0, timers[0][0] - self._now) if timers else -1.0
         handler_of = self._on_ready.get
-        for descriptor, events in self._epoll.poll(0 if postponed else self._timeout(), MAX_EVENTS):
+        for descriptor, events in self._epoll.poll(timeout_s, MAX_EVENTS):
             on_ready = handler_of(descriptor)
             if on_ready is not None:
                 on_ready(events)
@@ -129,12 +133,15 @@ class Loop:
             self._postponed = []
             for callback in postponed:
                 callback()
-        if self._timers:
-            self._run_timers()
-        if self._doomed:
-            for sock in self._doomed:
+        if timers:
+            self._now = now = monotonic()
+            if timers[0][0] <= now:
+                self._run_timers(now)
+        doomed = self._doomed
+        if doomed:
+            for sock in doomed:
                 sock.close()
-            self._doomed.clear()
+            doomed.clear()
 
     def stop(self) -> None:
         """Leave `run` after the current batch. From within a callback only; other threads `wake` it."""
@@ -148,13 +155,7 @@ class Loop:
         os.close(self._wake_read)
         os.close(self.wake_write)
 
-    def _timeout(self) -> float:
-        while self._timers and self._timers[0][2].callback is None:
-            heapq.heappop(self._timers)
-        return max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else -1.0
-
-    def _run_timers(self) -> None:
-        now = time.monotonic()
+    def _run_timers(self, now: float) -> None:
         while self._timers and self._timers[0][0] <= now:
             scheduled = heapq.heappop(self._timers)[2]
             callback, scheduled.callback = scheduled.callback, None

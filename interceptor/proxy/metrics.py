@@ -23,21 +23,33 @@ CONNECT_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0
 DURATION_BUCKETS = (0.001, 0.01, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 300.0, 1800.0, 7200.0, 43200.0)
 
 DIRECTIONS = ("outbound", "inbound", "dns")
-MODES = ("redirect", "tproxy", OTHER)
+MODES = ("redirect", "tproxy", "connect", OTHER)
 FAILURES = (
     *("client_failed", "upstream_failed", "connect_failed", "connect_timeout", "idle_timeout", "drained", "worker_died"),
     OTHER,
 )
 REFUSALS = (
-    *("direct_dial", "no_conntrack_entry", "original_dst_failed", "no_original_dst", "no_resolver"),
+    *(
+        "direct_dial",
+        "no_conntrack_entry",
+        "no_map_entry",
+        "client_gone",
+        "original_dst_failed",
+        "no_original_dst",
+        "no_resolver",
+    ),
     *("too_many_connections", "too_many_connections_of_client", "too_many_udp_flows", "udp_upstream_failed"),
-    *("too_many_dns_queries", "dns_upstream_failed"),
+    *("too_many_dns_queries", "too_many_dns_connections", "dns_from_elsewhere", "dns_loop", "dns_malformed"),
     OTHER,
 )
 ACCEPT_ERRNOS = ("ECONNABORTED", "EMFILE", "ENFILE", "ENOBUFS", "ENOMEM", "EPERM", "EPROTO", OTHER)
 RELAYS = ("copy", "splice", "packet", OTHER)
-FALLBACKS = ("proxy_protocol", "unsupported", "failed", OTHER)
-DNS_OUTCOMES = ("answered", "no_answer", "upstream_failed", "client_failed", "drained", OTHER)
+# Why a flow was not spliced packet by packet: relay/packet_layout.py, REFUSALS.
+FALLBACKS = (
+    *("no_handshake", "timestamps", "ecn", "mss", "early_data", "route", "map_full", "no_entry", "proxy_protocol"),
+    OTHER,
+)
+DNS_OUTCOMES = ("answered", "cached", "malformed", "no_answer", "upstream_failed", "client_failed", "drained", OTHER)
 
 Labels: TypeAlias = tuple[tuple[str, tuple[str, ...]], ...]
 
@@ -143,13 +155,14 @@ RELAYS_ENDED = _counter("interceptor_relays_ended_total", "Relays ended, by how 
 FALLBACKS_MADE = _counter(
     "interceptor_relay_fallbacks_total", "Connections that a faster relay could not take, by why not.", reason=FALLBACKS
 )
+ADOPTED = _counter("interceptor_connections_adopted_total", "Connections taken over from a proxy or worker that had ended.")
 RECORDS_WRITTEN = _counter("interceptor_flow_records_written_total", "Lines written to the flow log.")
 RECORDS_LOST = _counter(
     "interceptor_flow_records_lost_total",
     "Flow records lost: not_read, the reader was too slow; not_written, the kernel refused.",
     reason=("not_read", "not_written"),
 )
-DNS_QUERIES = _counter("interceptor_dns_queries_total", "DNS queries over UDP, by what became of them.", outcome=DNS_OUTCOMES)
+DNS_QUERIES = _counter("interceptor_dns_queries_total", "DNS queries, by what became of them.", outcome=DNS_OUTCOMES)
 UDP_OPENED = _counter("interceptor_udp_flows_opened_total", "UDP flows begun.", direction=DIRECTIONS)
 UDP_CLOSED = _counter("interceptor_udp_flows_closed_total", "UDP flows ended, most of them by silence.", direction=DIRECTIONS)
 WORKER_RESTARTS = _counter("interceptor_worker_restarts_total", "Worker processes that died and were started again.")

@@ -33,6 +33,8 @@ UID_AND_INODE = struct.Struct("=II")
 UID_OFFSET = HEADER.size + SOCKET_ANSWER.size - UID_AND_INODE.size
 SOCK_DIAG_REPLY = SOCK_DIAG_BY_FAMILY.to_bytes(2, sys.byteorder)
 ROUTE = struct.Struct("=BBBBBBBBI")  # struct rtmsg; the eighth is the type of the route
+# linux/rtnetlink.h: RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_IFADDR, RTMGRP_IPV6_ROUTE
+ADDRESSES_AND_ROUTES = 0x10 | 0x40 | 0x100 | 0x400
 REPLY_SIZE = 8192  # what the kernel itself fills at most for one message (NLMSG_GOODSIZE)
 
 
@@ -115,6 +117,14 @@ class Netlink:
         )
         answer = _ask(self._route, RTM_GETROUTE, question)
         return answer is not None and ROUTE.unpack_from(answer)[7] == RTN_LOCAL
+
+
+def listen_for_changes() -> socket.socket:
+    """A socket that is readable when an address or a local route of this network namespace has come or gone."""
+    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+    sock.setblocking(False)
+    sock.bind((0, ADDRESSES_AND_ROUTES))
+    return sock
 
 
 def _ask(sock: socket.socket, kind: int, question: bytes) -> bytes | None:

@@ -9,7 +9,7 @@ import os
 import socket
 
 from interceptor import netns
-from interceptor.proxy.netlink import Netlink
+from interceptor.proxy.netlink import Netlink, listen_for_changes
 from interceptor.proxy.owner import ProcessFinder
 
 
@@ -20,11 +20,14 @@ class NetnsView:
         self._descriptor = os.open(netns.CURRENT, os.O_RDONLY | os.O_CLOEXEC)
         self._identity = netns.identity()
         self.netlink = Netlink()
+        self.changes: socket.socket | None = listen_for_changes()
         self.finder = ProcessFinder(self._identity)
 
     def close(self) -> None:
         """Let the namespace go."""
         self.netlink.close()
+        if self.changes is not None:
+            self.changes.close()
         os.close(self._descriptor)
 
     def open_socket(self, family: socket.AddressFamily, kind: socket.SocketKind) -> socket.socket:

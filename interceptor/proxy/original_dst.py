@@ -9,6 +9,7 @@ import errno
 from collections.abc import Callable
 from socket import SOL_IP, SocketType, inet_ntoa
 
+from interceptor.bpf.connect import Originals
 from interceptor.proxy.settings import Listener
 from interceptor.sockets import (
     SO_ORIGINAL_DST,
@@ -43,6 +44,12 @@ class ClientGone(NoOriginalDst):
     reason = "client_gone"
 
 
+class NotRewritten(NoOriginalDst):
+    """A connection at a `connect` listener that was given no other address when it was made: dialled directly."""
+
+    reason = "no_map_entry"
+
+
 class DirectDial(NoOriginalDst):
     """The destination is one of our own ports on one of our own addresses: dialling it would loop."""
 
@@ -52,13 +59,16 @@ class DirectDial(NoOriginalDst):
         super().__init__(f"{sockaddr_text(destination)} is the proxy itself")
 
 
-def original_dst_of(listener: Listener) -> Callable[[SocketType], SockAddr]:
-    """What tells the original destination, in normal form, of a connection accepted by `listener`.
+def original_dst_of(listener: Listener, originals: Originals | None = None) -> Callable[[SocketType], SockAddr]:
+    """What tells the original destination, in normal form, of a connection accepted by `listener`; for the mode `connect`, as
+    `originals` know it.
 
-    It raises NoConntrackEntry, ClientGone, or OSError for what else the kernel answers.
+    It raises NoConntrackEntry, NotRewritten, ClientGone, or OSError for what else the kernel answers.
     """
     if listener.mode == "tproxy":
         return _local_address
+    if originals is not None:
+        return lambda sock: _rewritten(sock, originals)
     if listener.family == "dual":
         return _redirected_dual
     return _redirected_v4 if listener.family == "v4" else _redirected_v6
@@ -102,6 +112,20 @@ def _is_gone(sock: SocketType) -> bool:
     except OSError:  # ENOTCONN: closed by a reset, net/ipv4/af_inet.c
         return True
     return False
+
+
+def _rewritten(sock: SocketType, originals: Originals) -> SockAddr:
+    if _is_gone(sock):
+        raise ClientGone("reset by the client before it was accepted")
+    client, local = sock.getpeername(), sock.getsockname()
+    found = originals.find(client, local)
+    # A client that is gone may have been followed by another from the same port: only while it lives is the entry its own.
+    if _is_gone(sock):
+        raise ClientGone("reset by the client while it was accepted")
+    if found is None:
+        raise NotRewritten("not rewritten when it was connected, or long ago")
+    originals.forget(client, local)
+    return normal(found.address)
 
 
 def refuse_loop(destination: SockAddr, own_ports: frozenset[int], is_local: Callable[[IpAddress], bool]) -> None:

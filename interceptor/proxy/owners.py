@@ -14,8 +14,8 @@ from interceptor.proxy.netns_view import NetnsView
 from interceptor.proxy.owner import Process
 from interceptor.sockets import SockAddr, address
 
-# Lookups a second, 5 µs each: half a percent of a core. What is above has no uid in its record, and is counted.
-RATE = 1000
+# Lookups a second, 5 to 10 µs each: half a percent of a core. What is above has no uid in its record, and is counted.
+RATE = 500
 # Of the proxy's time, the part that searches in /proc may take: a process with many descriptors costs 1 µs for each of them.
 SEARCH_SHARE = 0.01
 

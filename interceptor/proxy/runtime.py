@@ -6,8 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from socket import SocketType
 
+from interceptor.proxy.dns.names import Names
 from interceptor.proxy.flows import Flow
 from interceptor.proxy.hooks import Hooks
+from interceptor.proxy.local_addresses import LocalAddresses
 from interceptor.proxy.loop import Loop
 from interceptor.proxy.metrics import Counts
 from interceptor.proxy.netns_view import NetnsView
@@ -15,7 +17,7 @@ from interceptor.proxy.owners import Owners
 from interceptor.proxy.relay.base import Relay
 from interceptor.proxy.settings import Direction, ProxySettings
 from interceptor.proxy.upstream import PASSTHROUGH_V4, PASSTHROUGH_V6, OpenSocket, dial_datagram, open_stream
-from interceptor.sockets import Address, SockAddr, address
+from interceptor.sockets import Address, SockAddr
 
 
 @dataclass(slots=True)
@@ -29,7 +31,9 @@ class Runtime:
     open_socket: OpenSocket
     on_flow: Callable[[Flow], None]
     owners: Owners
+    local_addresses: LocalAddresses
     counts: Counts
+    names: Names | None = None  # of addresses, by the answers of our own resolver; None: DNS is not captured
     hooks: Hooks = field(default_factory=Hooks)
 
     def open_upstream(self, direction: Direction, client: SockAddr, destination: SockAddr) -> SocketType:
@@ -52,7 +56,7 @@ class Runtime:
             self.settings.original_source
             and len(client) == len(destination)
             and client[0] != destination[0]
-            and not self.view.netlink.is_local(address(client).ip)
+            and not self.local_addresses.has(client)
         )
         if keeps_client:
             return (client[0], 0) if len(client) == 2 else (client[0], 0, 0, client[3])

@@ -6,14 +6,18 @@ import gc
 import itertools
 from collections.abc import Callable, Mapping
 from select import EPOLLIN
-from typing import Any
+from typing import Any, NamedTuple
 
 from interceptor.proxy.admin import open_admin
 from interceptor.proxy.admin_http import AdminHttp
+from interceptor.proxy.dns.names import Names
+from interceptor.proxy.dns.upstreams import parse_resolvers
 from interceptor.proxy.flow_log import FlowLog
 from interceptor.proxy.listeners import BoundListener, open_for_workers, with_own_view
 from interceptor.proxy.loop import Loop
 from interceptor.proxy.metrics import Region, summary
+from interceptor.proxy.relay.packet_attach import Attached
+from interceptor.proxy.relay.packet_table import FlowTable
 from interceptor.proxy.server import Proxy
 from interceptor.proxy.settings import ListenFamily, ProxySettings
 from interceptor.proxy.shown import Shown
@@ -26,19 +30,39 @@ GC_THRESHOLD = 50_000
 Summary = dict[str, int | dict[str, int]]
 
 
+class Shared(NamedTuple):
+    """What all workers write in or show, made before they are.
+
+    attached: the packet relay's programs, when `settings.relay` is packet; attached once.
+    """
+
+    region: Region
+    names: Names | None
+    options: Mapping[str, Any]
+    attached: Attached | None = None
+
+
 def serve(
-    settings: ProxySettings, workers: int, flows: int, on_ready: Callable[[], None], options: Mapping[str, Any]
+    settings: ProxySettings,
+    workers: int,
+    flows: int,
+    on_ready: Callable[[], None],
+    options: Mapping[str, Any],
+    attached: Attached | None = None,
 ) -> tuple[int, Summary]:
     """Serve until told to stop; the exit code, and what was counted.
 
-    `flows` is the descriptor for the records; `options` is what the admin port shows as the configuration.
+    `flows` is the descriptor for the records; `options` is what the admin port shows as the configuration;
+    `attached` are the packet relay's programs, when `settings.relay` is packet.
     Raises ProxyError when a port cannot be had.
     """
-    region = Region(workers)
+    shared = Shared(Region(workers), Names() if settings.dns_port is not None else None, options, attached)
     listeners = open_for_workers(settings, workers)
+    # Here already: a worker could only die of it, again and again.
+    parse_resolvers(settings.resolvers, settings.own_ports, listeners[0][0].view.netlink.is_local)
     run = _run_alone if workers == 1 else _run_workers
-    code = run(settings, listeners, flows, on_ready, (region, options))
-    return code, summary(region.totals())
+    code = run(settings, listeners, flows, on_ready, shared)
+    return code, summary(shared.region.totals())
 
 
 def _run_alone(
@@ -46,11 +70,18 @@ def _run_alone(
     listeners: list[list[BoundListener]],
     flows: int,
     on_ready: Callable[[], None],
-    shown: tuple[Region, Mapping[str, Any]],
+    shared: Shared,
 ) -> int:
-    region, options = shown
+    region, names, options, attached = shared
     counts = region.worker(0)
-    proxy = Proxy(settings, listeners[0], lambda flow: log.write(flow), counts=counts)
+    proxy = Proxy(
+        settings,
+        listeners[0],
+        lambda flow: log.write(flow),
+        counts=counts,
+        names=names,
+        flow_table=_flow_table(attached, 0),
+    )
     admin = _admin(settings, Shown(proxy, region, options))
     log = FlowLog(flows, counts)
 
@@ -73,9 +104,9 @@ def _run_workers(
     listeners: list[list[BoundListener]],
     flows: int,
     on_ready: Callable[[], None],
-    shown: tuple[Region, Mapping[str, Any]],
+    shared: Shared,
 ) -> int:
-    region, options = shown
+    region, names, options, attached = shared
     admin: AdminHttp | None = None
 
     def serve_as(link: Link) -> int:
@@ -85,7 +116,9 @@ def _run_workers(
             for each in theirs:
                 each.close()
         counts = region.worker(link.index)
-        proxy = Proxy(settings, with_own_view(listeners[link.index]), lambda flow: log.write(flow), counts=counts)
+        bound = with_own_view(listeners[link.index])
+        table = _flow_table(attached, link.index)
+        proxy = Proxy(settings, bound, lambda flow: log.write(flow), counts=counts, names=names, flow_table=table)
         proxy.stop_at_end_of(link.lifeline)
         proxy.answer(link.asked)
         log = FlowLog(flows, counts)
@@ -106,6 +139,10 @@ def _run_workers(
     finally:
         if admin is not None:
             admin.close()
+
+
+def _flow_table(attached: Attached | None, worker: int) -> FlowTable | None:
+    return None if attached is None else FlowTable(attached, worker)
 
 
 def _run(proxy: Proxy, on_ready: Callable[[], None]) -> None:

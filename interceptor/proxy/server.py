@@ -14,16 +14,24 @@ from typing import Literal
 from interceptor.proxy import open_flows
 from interceptor.proxy.acceptor import Acceptor
 from interceptor.proxy.announce import Announcer
-from interceptor.proxy.dns import DnsForwarder, parse_resolver
+from interceptor.proxy.connection import Connection
+from interceptor.proxy.dns.datagrams import DnsDatagrams
+from interceptor.proxy.dns.names import Names
+from interceptor.proxy.dns.resolver import Resolver
+from interceptor.proxy.dns.streams import DnsStreams
+from interceptor.proxy.dns.upstreams import parse_resolvers
 from interceptor.proxy.flows import Flow
 from interceptor.proxy.hooks import Hooks
 from interceptor.proxy.identity import CAP_NET_ADMIN, become
 from interceptor.proxy.limits import Limits
 from interceptor.proxy.listeners import BoundListener, open_listeners
+from interceptor.proxy.local_addresses import LocalAddresses
 from interceptor.proxy.loop import Loop
 from interceptor.proxy.metrics import Counts, Region
 from interceptor.proxy.owners import Owners
-from interceptor.proxy.relay.choice import choose, open_relay
+from interceptor.proxy.relay.choice import open_relay
+from interceptor.proxy.relay.packet import PacketRelay
+from interceptor.proxy.relay.packet_table import FlowTable
 from interceptor.proxy.runtime import Runtime
 from interceptor.proxy.session import Event
 from interceptor.proxy.settings import ProxySettings
@@ -46,26 +54,29 @@ class Proxy:
         on_flow: Callable[[Flow], None],
         open_socket: OpenSocket = SocketType,
         counts: Counts | None = None,
+        names: Names | None = None,
+        flow_table: FlowTable | None = None,
     ) -> None:
         self._loop = Loop()
         self._loop.on_wakeup = self._told_to_stop
         self._listeners = listeners
         self._settings = settings
         view = listeners[0].view
-        relay = open_relay(choose(settings.relay).name, self._loop)
+        relay = open_relay(settings.relay, self._loop, flow_table)
+        local = LocalAddresses(view, self._loop)
         self._runtime = Runtime(
-            settings, self._loop, view, relay, open_socket, on_flow, Owners(view), counts or Region().worker(0)
+            settings, self._loop, view, relay, open_socket, on_flow, Owners(view), local, counts or Region().worker(0), names
         )
         self._sweep = Sweep(self._loop, settings)
         self._limits = Limits(settings.max_connections, settings.max_connections_per_client)
         self._runtime.hooks = self._own_hooks()
         self._own_ports = settings.own_ports | {bound.listener.port for bound in listeners}
         self._acceptors: list[Acceptor] = []
-        self._datagrams: list[UdpRelay | DnsForwarder] = []
+        self._datagrams: list[UdpRelay | DnsDatagrams | DnsStreams] = []
         self._draining = False
         self._serving = False
         self._closed = threading.Event()
-        self._resolver = parse_resolver(settings.resolvers[0]) if settings.resolvers else None
+        self._resolver = self._own_resolver()
 
     @property
     def state(self) -> Literal["starting", "serving", "draining"]:
@@ -110,8 +121,14 @@ class Proxy:
             with self._signals():
                 if self._settings.run_as is not None:
                     become(*self._settings.run_as, frozenset({CAP_NET_ADMIN} if self._settings.needs_net_admin else ()))
+                if isinstance(self._runtime.relay, PacketRelay):
+                    self._runtime.relay.serve(
+                        self._listeners, self.hooks, self._runtime.counts, peeks=bool(self._settings.peek)
+                    )
                 for bound in self._listeners:
                     self._serve(bound)
+                if isinstance(self._runtime.relay, PacketRelay):
+                    self._adopt(self._runtime.relay)
                 self._serving = True
                 on_ready()
                 self._loop.run()
@@ -124,15 +141,30 @@ class Proxy:
             self._loop.wake()
 
     def _serve(self, bound: BoundListener) -> None:
-        is_dns = bound.listener.direction == "dns"
-        if bound.protocol == "tcp":
-            instead = self._resolver.sockaddr if is_dns and self._resolver is not None else None
-            self._acceptors.append(Acceptor(self._runtime, bound, self._own_ports, self._sweep, instead))
-        elif is_dns:
-            if self._resolver is not None:
-                self._datagrams.append(DnsForwarder(self._runtime, bound, self._resolver))
+        if bound.listener.direction == "dns":
+            self._serve_dns(bound)
+        elif bound.protocol == "tcp":
+            self._acceptors.append(Acceptor(self._runtime, bound, self._own_ports, self._sweep, None))
         else:
             self._datagrams.append(UdpRelay(self._runtime, bound))
+
+    def _serve_dns(self, bound: BoundListener) -> None:
+        resolver = self._resolver
+        if bound.protocol == "tcp":
+            streams = DnsStreams(self._runtime, bound.listener, resolver) if resolver is not None else None
+            self._acceptors.append(Acceptor(self._runtime, bound, self._own_ports, self._sweep, streams))
+            if streams is not None:
+                self._datagrams.append(streams)
+        elif resolver is not None:
+            self._datagrams.append(DnsDatagrams(self._runtime, bound, resolver))
+
+    def _own_resolver(self) -> Resolver | None:
+        addresses = parse_resolvers(self._settings.resolvers, self._own_ports, self._runtime.view.netlink.is_local)
+        if not addresses or self._settings.dns_port is None:
+            return None
+        if self._runtime.names is None:
+            self._runtime.names = Names()
+        return Resolver(self._runtime, addresses, self._runtime.names)
 
     def _own_hooks(self) -> Hooks:
         header = self._settings.header
@@ -141,6 +173,15 @@ class Proxy:
             ended=lambda connection: self._limits.release(connection.client_address[0]),
             preface=Announcer(header) if header is not None else None,
         )
+
+    def _adopt(self, relay: PacketRelay) -> None:
+        """Go on with the flows of a proxy, or worker, that is gone."""
+        by_direction = {acceptor.direction: acceptor for acceptor in self._acceptors}
+        for adopted, resume in relay.adopt():
+            acceptor = by_direction.get("inbound" if adopted.is_inbound else "outbound", self._acceptors[0])
+            connection = Connection(acceptor, adopted.client, adopted.client_address, adopted.original_dst, adopted.began)
+            acceptor.resume(connection)
+            connection.resume(adopted.upstream, resume(connection))
 
     def _told_to_stop(self, _messages: bytes) -> None:
         if self._draining or not self._sweep.connections:
@@ -153,6 +194,8 @@ class Proxy:
         self._loop.later(self._settings.drain_deadline_s, self._end_now)
 
     def _end_now(self) -> None:
+        if isinstance(self._runtime.relay, PacketRelay):
+            self._runtime.relay.leave()
         for connection in tuple(self._sweep.connections):
             connection.feed(Event.DRAIN)
         self._loop.stop()
@@ -175,6 +218,8 @@ class Proxy:
 
     def _close(self) -> None:
         self._closed.set()
+        if self._resolver is not None:
+            self._resolver.close()
         for each in self._datagrams:
             each.close()
         for bound in self._listeners:

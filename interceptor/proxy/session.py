@@ -64,7 +64,7 @@ class Command(IntEnum):
 
 
 class Reason(Enum):
-    """Why a flow ended, as reported."""
+    """Why a flow ended; `text` is what is reported (and an attribute, which `value` is not: that costs two calls)."""
 
     CLOSED = "closed"
     CLIENT_FAILED = "client_failed"
@@ -73,6 +73,9 @@ class Reason(Enum):
     CONNECT_TIMEOUT = "connect_timeout"
     IDLE_TIMEOUT = "idle_timeout"
     DRAINED = "drained"
+
+    def __init__(self, text: str) -> None:
+        self.text = text
 
 
 class Transition(NamedTuple):

@@ -9,14 +9,14 @@ from interceptor.values import Network, PortRange
 
 # "dns" is the proxy's own: the TCP half of the DNS forwarder is a listener like the others.
 Direction: TypeAlias = Literal["outbound", "inbound", "dns"]
-Mode: TypeAlias = Literal["redirect", "tproxy"]
+Mode: TypeAlias = Literal["redirect", "tproxy", "connect"]
 # "dual" is one IPv6 socket that takes v4-mapped peers too.
 ListenFamily: TypeAlias = Literal["v4", "v6", "dual"]
 # What can be looked for in a client's first bytes.
 Kind: TypeAlias = Literal["sni", "host"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 # "auto" takes the cheapest that works here (relay/choice.py).
-RelayName: TypeAlias = Literal["auto", "splice", "copy"]
+RelayName: TypeAlias = Literal["auto", "packet", "splice", "copy"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,10 @@ class ProxySettings:
     keepalive_s: silent peers are asked after so long, and as often, whether they live; None: they are not.
     peek: what to look for in the client's first bytes.
     dns_families: those in which DNS is listened for; empty: those of `listeners`.
-    resolvers: IP addresses, optionally `ip:port` or `[ip]:port`; the DNS forwarder asks the first.
+    packet_pins: a directory where the packet relay leaves its flows to the next proxy.
+    resolvers: IP addresses, optionally `ip:port` or `[ip]:port`, to be asked in this order; dns_parallel: all at once.
+    dns_cache_size: how many answers are kept; 0: none.
+    virtual_interfaces: whoever comes in by these may ask, too; others only from this host.
     """
 
     listeners: tuple[Listener, ...]
@@ -71,7 +74,11 @@ class ProxySettings:
     dns_port: int | None = None
     dns_families: tuple[ListenFamily, ...] = ()
     resolvers: tuple[str, ...] = ()
+    dns_parallel: bool = False
+    dns_cache_size: int = 4096
+    virtual_interfaces: tuple[str, ...] = ()
     relay: RelayName = "auto"
+    packet_pins: str | None = None
     max_connections: int | None = None
     max_connections_per_client: int | None = None
     keepalive_s: float | None = 180.0  # ztunnel's
@@ -81,5 +88,5 @@ class ProxySettings:
 
     @property
     def needs_net_admin(self) -> bool:
-        """Whether sockets opened while running need CAP_NET_ADMIN (SO_MARK, IP_TRANSPARENT)."""
-        return self.original_source or self.upstream_mark is not None or bool(self.udp_listeners)
+        """Whether sockets opened while running need CAP_NET_ADMIN (SO_MARK, IP_TRANSPARENT, TCP_REPAIR)."""
+        return self.original_source or self.upstream_mark is not None or bool(self.udp_listeners) or self.relay == "packet"

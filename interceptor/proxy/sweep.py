@@ -81,7 +81,7 @@ class Sweep:
                 connection.count_moved()
             elif self._idle_timeout_s is not None and now - connection.moved_at >= self._idle_timeout_s:
                 connection.feed(Event.TIME_UP)
-            elif not connection.lasts and self._keepalive_s is not None:
+            elif not connection.lasts and self._keepalive_s is not None and running is not None and running.asks_peers:
                 connection.lasts = True
                 with suppress(OSError):  # reset meanwhile: the relay is about to report it
                     notice_dead_peer(connection.client, self._keepalive_s)

@@ -7,9 +7,11 @@ Inbound that address is the application's own, and taken: replies leave by the l
 
 from __future__ import annotations
 
+import errno
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from select import EPOLLIN
 from typing import TypeAlias
 
@@ -21,10 +23,11 @@ from interceptor.proxy.metrics import RECEIVED, REFUSED, SENT, UDP_CLOSED, UDP_O
 from interceptor.proxy.netlink import SocketOwner
 from interceptor.proxy.original_dst import DirectDial, refuse_loop
 from interceptor.proxy.owner import Process
+from interceptor.proxy.raw_icmp import tell_unreachable
 from interceptor.proxy.raw_udp import reply
 from interceptor.proxy.runtime import Runtime
 from interceptor.proxy.upstream import PASSTHROUGH_V4, PASSTHROUGH_V6, UpstreamError
-from interceptor.sockets import Address, address, original_dst_of, receive_errors, set_mark, set_transparent
+from interceptor.sockets import Address, address, forget_errors, original_dst_of, receive_errors, set_mark, set_transparent
 
 OnUdpEnd: TypeAlias = Callable[[Address, Address], None]
 
@@ -105,6 +108,8 @@ class UdpFlow:
         self._ended = False
         self._time = time.time()
         self._start = time.monotonic()
+        names = runtime.names if bound.listener.direction == "outbound" else None
+        self._dns_name = None if names is None else names.name_of(str(destination.ip))
         self._client_half: socket.socket | None = None
         if bound.replies is not None:
             self._upstream = _application_socket(runtime, destination)
@@ -112,6 +117,7 @@ class UdpFlow:
             self._client_half = _reply_socket(bound, client, destination)
             try:
                 self._upstream = runtime.dial_datagram(destination)
+                receive_errors(self._upstream)  # else it hears of a refusal alone, not of a host that is not there
             except UpstreamError:
                 self._client_half.close()
                 raise
@@ -127,7 +133,7 @@ class UdpFlow:
         except BlockingIOError:
             pass
         except OSError as error:
-            self.end("upstream_failed", errno_name(error.errno or 0))
+            self._failed(error.errno or 0)
 
     def end(self, reason: str, error: str | None) -> None:
         """Close both halves and report."""
@@ -160,6 +166,7 @@ class UdpFlow:
                 owner.uid if owner else None,
                 process.pid if process else None,
                 process.command if process else None,
+                dns_name=self._dns_name,
             )
         )
 
@@ -191,14 +198,28 @@ class UdpFlow:
             except BlockingIOError:
                 return
             except OSError as error:
-                self.end("upstream_failed", errno_name(error.errno or 0))
-                return
+                if self._failed(error.errno or 0):
+                    return
+                continue
             if sender[1] != self._destination.port:
                 continue  # not the application we asked; its address may be any of its own, see _application_socket
             try:
                 self._received += self._to_client(datagram)
             except OSError:
                 continue  # the client takes no more, or its port is closed: this datagram is lost, as datagrams may be
+
+    def _failed(self, number: int) -> bool:
+        """The upstream said so: the flow ends, and the client is told; False for what concerns one datagram alone."""
+        if number == errno.EMSGSIZE:
+            # Larger than the path takes: the kernel knows now, and cuts the next one up.
+            forget_errors(self._upstream)
+            return False
+        errors = self._bound.errors
+        if errors is not None:
+            with suppress(OSError):  # it would have been a courtesy
+                tell_unreachable(errors, self._client, self._destination, number)
+        self.end("upstream_failed", errno_name(number))
+        return True
 
     def _to_client(self, datagram: bytes) -> int:
         if self._client_half is not None:

@@ -20,9 +20,12 @@ def plan(whole: Plan) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "families": _plain(whole.families),
-        "chains": [_chain(chain) for chain in whole.chains],
+        "chains": [_chain(chain) for chain in whole.all_chains],
         "routes": [{"family": route.family.value, "mark": str(route.mark), "table": route.table} for route in whole.routes],
         "inbound_source_v6": whole.inbound_source_v6,
+        "connect": {"cgroup": whole.connect.cgroup, "own": _plain(whole.connect.own), "source": _plain(whole.connect.source)}
+        if whole.connect
+        else None,
     }
 
 
@@ -52,4 +55,4 @@ def _plain(value: object) -> Any:
         return [_plain(member) for member in value]
     if isinstance(value, Enum):
         return value.value
-    return value if isinstance(value, bool | int | str) else str(value)
+    return value if isinstance(value, bool | int | str | None) else str(value)

@@ -20,6 +20,7 @@ from interceptor.plan.model import (
     Plan,
     Redirect,
     Return,
+    Rewrite,
     Rule,
     SetConnmark,
     SetMark,
@@ -205,6 +206,8 @@ def _target(table: Table, verdict: Verdict, family: Family) -> str:
             return f"-j {_name(table, chain)}"
         case Goto(chain):
             return f"-g {_name(table, chain)}"
+        case Rewrite():
+            raise AssertionError("decided when a socket is connected, never by a rule")
         case _:
             assert_never(verdict)
 

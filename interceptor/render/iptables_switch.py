@@ -15,6 +15,7 @@ from interceptor.values import Family
 
 GUARD = PREFIX + "GUARD"
 CAPTURING = ("mangle", "nat")
+_GUARDED = (Hook.PREROUTING.value, Hook.OUTPUT.value)  # the built-in chains of raw
 _LOOPBACK = {Family.V4: "127.0.0.0/8", Family.V6: "::1/128"}
 _WHY = '-m comment --comment "capture is being switched"'
 
@@ -63,5 +64,5 @@ def _guarded(raw: TableRules | None, present: Mapping[str, TableRules], family: 
     specs.append(f"-p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN {_WHY} -j DROP")
     if any("-p udp" in rule for rule in captured):
         specs.append(f"-p udp {_WHY} -j DROP")
-    hooks = {hook.value: [GUARD, *raw.jumps.get(hook.value, [])] for hook in Hook}
+    hooks = {hook: [GUARD, *raw.jumps.get(hook, [])] for hook in _GUARDED}
     return TableRules({GUARD: specs, **raw.chains}, {**raw.jumps, **hooks})

@@ -5,6 +5,7 @@ Rules are written as `nft --stateless --numeric-priority list` prints them, so t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from typing import assert_never
 
@@ -20,6 +21,7 @@ from interceptor.plan.model import (
     Plan,
     Redirect,
     Return,
+    Rewrite,
     Rule,
     SetConnmark,
     SetMark,
@@ -45,6 +47,11 @@ BASE = {
     (Table.NAT, Hook.OUTPUT): "type nat hook output priority -101",
     (Table.NAT, Hook.PREROUTING): "type nat hook prerouting priority -101",
 }
+_FIRST_PACKET = "tcp flags syn / fin,syn,rst,ack"
+_FIRST_PACKET_NEW = "tcp flags & (fin | syn | rst | ack) == syn"  # as nft 1.1 lists it
+_DURATION = re.compile(r"\b(?:\d+[dhms])+\b")
+_PARTS = re.compile(r"\d+[dhms]")
+_UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 
 
 def script(plan: Plan) -> str:
@@ -146,7 +153,7 @@ def _header_parts(match: Match, family: Family | None) -> Iterator[str]:
     if match.proto is not None and match.dports:
         yield f"{match.proto.value} dport {_set(match.dports)}"
     if match.syn:
-        yield "tcp flags syn / fin,syn,rst,ack"
+        yield _FIRST_PACKET
 
 
 def _address_type(match: Match) -> Iterator[str]:
@@ -189,8 +196,21 @@ def _set(values: tuple[PortRange, ...] | tuple[IdRange, ...]) -> str:
 
 
 def _networks(networks: tuple[Network, ...], family: Family) -> str:
-    members = [_network(item) for item in networks if Family.of(item) is family]
+    # The kernel keeps intervals and joins those that touch; nft then lists a range, which no prefix need be.
+    runs: list[list[Network]] = []
+    for item in sorted((item for item in networks if Family.of(item) is family), key=lambda item: int(item.network_address)):
+        if runs and int(item.network_address) == int(runs[-1][-1].broadcast_address) + 1:
+            runs[-1].append(item)
+        else:
+            runs.append([item])
+    members = [_run(run) for run in runs]
     return members[0] if len(members) == 1 else "{ " + ", ".join(members) + " }"
+
+
+def _run(run: list[Network]) -> str:
+    if len(run) == 1:
+        return _network(run[0])
+    return f"{kernel_text(run[0].network_address)}-{kernel_text(run[-1].broadcast_address)}"
 
 
 def _network(network: Network) -> str:
@@ -226,6 +246,8 @@ def _actions(in_table: Table, verdict: Verdict, family: Family | None) -> tuple[
             return (f"jump {_name(in_table, chain)}",)
         case Goto(chain):
             return (f"goto {_name(in_table, chain)}",)
+        case Rewrite():
+            raise AssertionError("decided when a socket is connected, never by a rule")
         case _:
             assert_never(verdict)
 
@@ -235,7 +257,7 @@ def parse(text: str) -> dict[str, tuple[str, ...]]:
     blocks: dict[str, list[str]] = {}
     current: list[str] = []
     for line in text.splitlines():
-        stripped = line.strip()
+        stripped = _as_rendered(line.strip())
         if stripped.endswith("{") and stripped.startswith(("chain ", "ct timeout ")):
             current = blocks.setdefault(stripped.removesuffix("{").removeprefix("chain ").strip(), [])
         elif stripped.startswith("flags "):
@@ -243,6 +265,15 @@ def parse(text: str) -> dict[str, tuple[str, ...]]:
         elif stripped and stripped != "}" and not stripped.startswith("table "):
             current.append(stripped)
     return {name: tuple(lines) for name, lines in blocks.items()}
+
+
+def _as_rendered(line: str) -> str:
+    """A line as we write it and nft 1.0 lists it: nft 1.1 lists flags in another form, and seconds with units ("1m5s")."""
+    if line.startswith("policy = {"):
+        return _DURATION.sub(
+            lambda found: str(sum(int(each[:-1]) * _UNITS[each[-1]] for each in _PARTS.findall(found[0]))), line
+        )
+    return line.replace(_FIRST_PACKET_NEW, _FIRST_PACKET)
 
 
 def comments(plan: Plan) -> dict[str, tuple[str, ...]]:

@@ -50,6 +50,7 @@ class _HandedView(NetnsView):
         self._descriptor = descriptor
         self._identity = namespace
         self.netlink = netlink
+        self.changes = None  # it would have to be opened inside
         self.finder = ProcessFinder(namespace)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cni.launcher import launcher
+from tests.cni.agents import agent
 from tests.cni.calling import Binary
 from tests.rig.net import Pod, pods
 
@@ -27,16 +28,21 @@ def runtime() -> Iterator[Pod]:
         yield made
 
 
-@pytest.fixture(scope="module", params=["script", "static"])
-def binary(request: pytest.FixtureRequest, runtime: Pod, tmp_path_factory: pytest.TempPathFactory) -> Binary:
-    """Each form in turn."""
+@pytest.fixture(scope="module", params=["script", "static", "agent"])
+def binary(request: pytest.FixtureRequest, runtime: Pod, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Binary]:
+    """Each form in turn: a script, the static file alone, the static file with a node agent."""
+    if request.param == "script":
+        path = tmp_path_factory.mktemp("bin") / "interceptor-cni"
+        path.write_text(launcher())
+        path.chmod(0o755)
+        yield Binary((str(path),), runtime)
+        return
+    assert STATIC.exists(), f"{STATIC} is missing: `make cni` builds it"
     if request.param == "static":
-        assert STATIC.exists(), f"{STATIC} is missing: `make cni` builds it"
-        return Binary((str(STATIC),), runtime)
-    path = tmp_path_factory.mktemp("bin") / "interceptor-cni"
-    path.write_text(launcher())
-    path.chmod(0o755)
-    return Binary((str(path),), runtime)
+        yield Binary((str(STATIC),), runtime)
+        return
+    with agent(runtime, tmp_path_factory.mktemp("agent")) as running:
+        yield Binary((str(STATIC),), runtime, running.socket_path)
 
 
 @pytest.fixture

@@ -10,11 +10,15 @@ from typing import Any
 from interceptor.config import FIELD, Config, Names
 from interceptor.plan.build import build_plan
 from interceptor.plan.model import HostFacts, Plan, PolicyRoute
-from interceptor.render import iptables, nft
+from interceptor.render import connect_policy, iptables, nft
 from interceptor.values import Family, Mark
 
 HERE = Path(__file__).parent
-HOST = HostFacts(resolvers=(ipaddress.ip_network("10.96.0.10"), ipaddress.ip_network("fd00:96::a")))
+HOST = HostFacts(
+    resolvers=(ipaddress.ip_network("10.96.0.10"), ipaddress.ip_network("fd00:96::a")),
+    own_addresses=(ipaddress.ip_network("10.1.0.2"), ipaddress.ip_network("fd00:1::2")),
+    source=ipaddress.ip_address("10.1.0.2"),
+)
 V4_HOST = HostFacts(kernel_families=(Family.V4,), resolvers=HOST.resolvers[:1])
 AFTER_TPROXY = HostFacts(earlier_routes=tuple(PolicyRoute(family, Mark(0x539, 0xFFF), 133) for family in Family))
 _NAMES = Names(uid={}.__getitem__, gid={}.__getitem__)
@@ -67,6 +71,18 @@ CASES: dict[str, Config] = {
     "tproxy": _config(inbound="tproxy", outbound="tproxy", tproxy_mark="0x400/0xfff", tproxy_table="400"),
     "tproxy-inbound": _config(inbound="tproxy", virtual_interfaces="docker0"),
     "tproxy-outbound": _config(outbound="tproxy", dns="all", virtual_interfaces="docker0"),
+    "connect": _config(outbound="connect", capture_cgroup="kubepods/pod1"),
+    "connect-lists": _config(
+        outbound="connect",
+        inbound="off",
+        dns="resolv-conf",
+        proxy_mark="0x10000/0x10000",
+        ip_family="v4",
+        include_outbound_ports="80,443",
+        include_uids="1000-1010",
+        exclude_outbound_cidrs="10.0.0.0/8,10.96.0.0/12",
+        exclude_outbound_for_uids="tcp:80,443:1000-1010",
+    ),
     "udp": _config(udp="tproxy"),
     "original-source": _config(original_source="true"),
     "v4-others-blocked": _config(ip_family="v4", dns="all", udp="tproxy", virtual_interfaces="docker0"),
@@ -88,6 +104,8 @@ def rendered(name: str) -> Iterator[tuple[Path, str]]:
     """The case's golden files and what they should hold."""
     built = plan(name)
     yield HERE / f"{name}.nft", nft.script(built)
+    if built.connect is not None:
+        yield HERE / f"{name}.connect", connect_policy.document(built.connect)
     if CASES[name].proxy_cgroup is None:
         for family in Family:
             yield HERE / f"{name}.{family.value}.restore", iptables.restore(iptables.rules(built, family), {})

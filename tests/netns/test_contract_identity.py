@@ -15,6 +15,7 @@ MECHANISMS = [
     pytest.param({}, id="redirect"),
     pytest.param({"inbound": "tproxy"}, id="tproxy-in"),
     pytest.param({"inbound": "tproxy", "outbound": "tproxy"}, id="tproxy"),
+    pytest.param({"outbound": "tproxy", "dns": "all"}, id="tproxy-out-with-dns"),
 ]
 
 

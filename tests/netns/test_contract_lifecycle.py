@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import re
 import socket
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -28,6 +30,13 @@ CONFIGS = [
     pytest.param({"inbound": "tproxy", "outbound": "tproxy", "udp": "tproxy", "dns": "all"}, id="tproxy"),
     pytest.param({"original_source": "true", "virtual_interfaces": "virt0", "drop_invalid": "true"}, id="original-source"),
     pytest.param({"ip_family": "v4", "log_rules": "true"}, id="v4-only"),
+    pytest.param(
+        {
+            "exclude_outbound_cidrs": "10.0.3.0/24,10.0.4.0/24,10.9.0.0/16,fd00:0:0:3::/64,fd00:0:0:4::/64",
+            "exclude_inbound_cidrs": "10.0.2.1,10.0.2.2,10.0.2.3,255.255.255.254,255.255.255.255",
+        },
+        id="cidrs-that-touch",
+    ),
 ]
 # A port a test: the one before may still be in TIME_WAIT.
 PORTS = itertools.count(32000)
@@ -322,6 +331,20 @@ def test_a_refused_configuration_changes_nothing(w: World, backend: str) -> None
         before = written(w.pod)
         with pytest.raises(InterceptorError, match="cgroup"):
             enable(w.pod, backend=backend, proxy_cgroup="no/such/cgroup")
+        assert before.is_untouched_in(written(w.pod))
+
+
+def test_without_net_admin_every_verb_says_so_and_changes_nothing(w: World, backend: str) -> None:
+    unprivileged = ("setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin", sys.executable, "-m", "interceptor")
+    verbs = (("init", "--backend", backend, "--exclude-uids", "7"), ("check", "--backend", backend), ("clean",))
+    with capturing(w.pod, backend=backend):
+        before = written(w.pod)
+        for verb in verbs:
+            argv = ["ip", "netns", "exec", w.pod.name, *unprivileged, *verb]
+            done = subprocess.run(argv, text=True, capture_output=True, timeout=60, check=False)
+            assert (done.returncode, done.stdout) == (5, "")
+            assert "CAP_NET_ADMIN" in done.stderr
+            assert "run as root" in done.stderr
         assert before.is_untouched_in(written(w.pod))
 
 

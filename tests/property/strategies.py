@@ -78,6 +78,7 @@ def _by_choice(name: str) -> st.SearchStrategy[Any]:
     return st.sampled_from(kind.choices).map(lambda text: text == "true" if text in ("true", "false") else text)
 
 
+NEED_PACKETS = ("exclude_interfaces", "virtual_interfaces", "log_rules")
 VALUES: dict[str, st.SearchStrategy[Any]] = {
     "outbound_port": st.just(15101),
     "inbound_port": st.just(15106),
@@ -89,6 +90,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "proxy_gid": st.one_of(st.just(()), ids),
     "proxy_mark": marks,
     "proxy_cgroup": st.just("interceptor/proxy"),
+    "capture_cgroup": st.just("interceptor/pod"),
     "include_uids": ids,
     "exclude_uids": ids,
     "include_gids": ids,
@@ -146,6 +148,12 @@ def configs(draw: st.DrawFn, **fixed: Any) -> Config:
             values[row.name] = draw(_by_choice(row.name))
         elif draw(st.integers(0, 3)) == 0:
             values[row.name] = draw(_cidrs(families) if row.name.endswith("cidrs") else VALUES[row.name])
+    if (values | fixed).get("outbound") == "connect":
+        # Nothing of these is known when a socket is connected: it refuses them.
+        if any(fixed.get(name) for name in NEED_PACKETS):
+            values["outbound"] = "redirect"
+        else:
+            values |= {name: FIELD[name].default for name in NEED_PACKETS}
     return Config(**(values | fixed))
 
 
@@ -154,9 +162,18 @@ def facts(config: Config) -> st.SearchStrategy[HostFacts]:
     both = tuple(Family)
     kernels = [both, (Family.V4,)] if config.ip_family in ("auto", "v4") else [both]
     resolvers = tuple(network for address in RESOLVER.values() for network in parse_cidrs(str(address)))
+    own = tuple(network for address in OWN.values() for network in parse_cidrs(str(address)))
     marks = (config.tproxy_mark, Mark(0x20, 0xFF), Mark(0x300, 0xFFFF))
     earlier = st.lists(st.sampled_from([PolicyRoute(family, mark, 1337) for mark in marks for family in Family]), unique=True)
-    return st.builds(HostFacts, st.sampled_from(kernels), st.sampled_from(((), resolvers)), st.booleans(), earlier.map(tuple))
+    return st.builds(
+        HostFacts,
+        st.sampled_from(kernels),
+        st.sampled_from(((), resolvers)),
+        st.booleans(),
+        own_addresses=st.just(own),
+        source=st.sampled_from([None, OWN[Family.V4]]),
+        earlier_routes=earlier.map(tuple),
+    )
 
 
 @st.composite

@@ -9,6 +9,8 @@ from typing import Any
 
 from interceptor.errors import InterceptorError
 from interceptor.proxy.metrics import Region, summary
+from interceptor.proxy.relay.choice import choose
+from interceptor.proxy.relay.packet_table import FlowTable
 from interceptor.proxy.serve import serve
 from interceptor.proxy.server import Proxy, open_listeners
 from interceptor.proxy.settings import HeaderFor, Listener, ProxySettings
@@ -34,12 +36,17 @@ def main(text: str) -> None:
     workers = given.pop("workers", None)
     settings = ProxySettings(**given)
     if workers is not None:
-        code, counted = serve(settings, workers, sys.stdout.fileno(), lambda: print("ready", flush=True), {})
+        attached = choose("packet", workers, settings.packet_pins).attached if settings.relay == "packet" else None
+        code, counted = serve(settings, workers, sys.stdout.fileno(), lambda: print("ready", flush=True), {}, attached)
         print(json.dumps({"counters": counted}), flush=True)
         sys.exit(code)
     region = Region()
     listeners = open_listeners(settings)
-    proxy = Proxy(settings, listeners, lambda flow: print(flow.to_json(), flush=True), counts=region.worker(0))
+    attached = choose("packet", 1, settings.packet_pins).attached if settings.relay == "packet" else None
+    table = FlowTable(attached, 0) if attached is not None else None
+    proxy = Proxy(
+        settings, listeners, lambda flow: print(flow.to_json(), flush=True), counts=region.worker(0), flow_table=table
+    )
     proxy.run(lambda: print("ready", flush=True))
     print(json.dumps({"counters": summary(region.totals())}), flush=True)
 

@@ -18,10 +18,10 @@ from interceptor import netns
 from interceptor.config import Config
 from interceptor.proxy.configured import settings
 from interceptor.proxy.listeners import open_listeners
-from interceptor.proxy.original_dst import ClientGone, original_dst
+from interceptor.proxy.original_dst import ClientGone, original_dst_of
+from interceptor.proxy.settings import Listener
 from tests.proxy.pods import (
     APP_PORT,
-    DNS,
     INBOUND,
     ORIGINAL_SOURCE_RULES,
     OUTBOUND,
@@ -197,7 +197,7 @@ def test_a_client_that_reset_before_it_was_accepted_is_not_called_a_missing_entr
         with accepted:
             assert select.select([accepted], [], [], 5)[0]
             with pytest.raises(ClientGone):
-                original_dst(accepted, "redirect")
+                original_dst_of(Listener("outbound", "redirect", OUTBOUND, "v6" if ":" in net["pod"] else "v4"))(accepted)
 
 
 def test_dns_is_listened_for_when_nothing_else_is_captured(redirecting: Pods) -> None:
@@ -334,26 +334,3 @@ def test_outbound_tproxy_reaches_the_original_destination(tproxying: Pods, net: 
         assert converse(client(tproxying.pod, net["far"], 9002), server) == net["pod"]
         flow = running.flow()
     assert (flow["direction"], flow["original_dst"], flow["uid"]) == ("outbound", text(net["far"], 9002), 0)
-
-
-@NETS
-def test_dns_queries_are_forwarded_and_answers_come_from_whom_was_asked(redirecting: Pods, net: dict[str, str]) -> None:
-    resolver = listen(redirecting.far, net["far"], 5353, socket.SOCK_DGRAM)
-    settings = {**REDIRECT, "dns_port": DNS, "resolvers": [text(net["far"], 5353)]}
-    with proxy(redirecting.pod, **settings) as running, resolver:
-        with client(redirecting.pod, net["far"], 53, socket.SOCK_DGRAM) as near:
-            near.send(b"what is it?")
-            question, peer = resolver.recvfrom(100)
-            resolver.sendto(b"it is " + question, peer)
-            assert near.recv(100) == b"it is what is it?"
-        assert running.flow()["direction"] == "dns"
-
-
-@NETS
-def test_dns_over_tcp_goes_to_the_resolver(redirecting: Pods, net: dict[str, str]) -> None:
-    settings = {**REDIRECT, "dns_port": DNS, "resolvers": [text(net["far"], 5353)]}
-    with proxy(redirecting.pod, **settings) as running:
-        resolver = listen(redirecting.far, net["far"], 5353)
-        converse(client(redirecting.pod, net["far"], 53), resolver)
-        flow = running.flow()
-    assert (flow["direction"], flow["original_dst"]) == ("dns", text(net["far"], 53))

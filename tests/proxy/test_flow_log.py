@@ -183,7 +183,12 @@ TEXT = st.none() | st.text()
 NUMBER = st.none() | st.integers(0, 2**63)
 
 
-@given(st.fixed_dictionaries({name: TEXT for name in ("error", "command", "relay", "fallback", "sni", "alpn", "host")}), NUMBER)
+@given(
+    st.fixed_dictionaries(
+        {name: TEXT for name in ("error", "command", "relay", "fallback", "sni", "alpn", "host", "dns_name")}
+    ),
+    NUMBER,
+)
 def test_any_text_survives_the_hand_written_json(texts: dict[str, str | None], number: int | None) -> None:
     line = flow(**texts, uid=number, pid=number).to_json().encode("utf-8", "backslashreplace").decode()
 
@@ -224,6 +229,8 @@ def test_a_record_has_these_fields() -> None:
         "sni": None,
         "alpn": None,
         "host": None,
+        "dns_name": None,
+        "dns": None,
     }
 
 

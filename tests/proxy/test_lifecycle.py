@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import socket
@@ -103,6 +102,35 @@ def test_an_idle_flow_is_reset_when_it_is_told_so(world: Pods) -> None:
         assert running.flow()["reason"] == "idle_timeout"
 
 
+@pytest.mark.slow
+def test_a_flow_that_lasts_and_is_silent_has_its_peers_asked_whether_they_live(world: Pods) -> None:
+    def keepalives() -> int:
+        words = [
+            "ip",
+            "netns",
+            "exec",
+            world.pod,
+            "ss",
+            "-Htno",
+            "state",
+            "established",
+            f"( sport = :{OUTBOUND} or dport = :7110 )",
+        ]
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.count("timer:(keepalive,")
+
+    # A quarter of the idle timeout is how often the proxy looks.
+    with (
+        proxy(world.pod, listeners=LISTENERS, idle_timeout_s=4.0),
+        listen(world.far, V4["far"], 7110) as server,
+        client(world.pod, V4["far"], 7110),
+        server.accept()[0],
+    ):
+        deadline = time.monotonic() + DEADLINE_S
+        while keepalives() != 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
 def test_a_client_that_gives_up_while_dialling_is_reported(world: Pods) -> None:
     with proxy(world.pod, listeners=LISTENERS) as running:
         near = client(world.pod, "10.77.0.98", 7104)
@@ -153,9 +181,9 @@ def test_running_as_the_proxy_user_keeps_net_admin_only_when_needed(world: Pods,
 
 def test_upstreams_are_opened_through_the_seam_alone(world: Pods) -> None:
     """As `interceptor run` does: listeners inside one namespace, the thread outside, upstream sockets in yet another."""
-    opened: list[socket.AddressFamily] = []
+    opened: list[int] = []
 
-    def open_far(family: socket.AddressFamily, kind: socket.SocketKind) -> socket.socket:
+    def open_far(family: int, kind: int) -> socket.socket:
         opened.append(family)
         with netns.entered(f"/run/netns/{world.far}"):
             return socket.socket(family, kind)
@@ -180,16 +208,20 @@ def test_upstreams_are_opened_through_the_seam_alone(world: Pods) -> None:
     assert flows[0].original_dst == ("127.1.2.3", 7106)
 
 
-def test_an_upstream_that_is_reset_as_soon_as_it_is_open_is_heard_and_ends_in_a_reset(world: Pods) -> None:
+def test_an_upstream_that_greets_and_resets_before_we_look_is_heard_and_ends_in_a_reset(world: Pods) -> None:
+    was_reset = threading.Event()
+
     class ResetMeanwhile(socket.socket):
-        def getpeername(self) -> object:
-            raise OSError(errno.ENOTCONN, "the reset came after SO_ERROR had been asked for")
+        def connect_ex(self, to: object) -> int:
+            number = super().connect_ex(to)  # type: ignore[arg-type]
+            assert was_reset.wait(DEADLINE_S)
+            return number
 
     flows: list[Flow] = []
     with netns.entered(f"/run/netns/{world.pod}"):
         listeners = open_listeners(settings(Listener("outbound", "redirect", OUTBOUND, "v4")))
 
-    def open_far(family: socket.AddressFamily, kind: socket.SocketKind) -> socket.socket:
+    def open_far(family: int, kind: int) -> socket.socket:
         with netns.entered(f"/run/netns/{world.far}"):
             return ResetMeanwhile(family, kind)
 
@@ -199,9 +231,10 @@ def test_an_upstream_that_is_reset_as_soon_as_it_is_open_is_heard_and_ends_in_a_
     with listen(world.far, V4["far"], 7109) as server, client(world.pod, V4["far"], 7109) as near:
         accepted, _ = server.accept()
         accepted.sendall(b"busy")
-        assert near.recv(100) == b"busy"
         accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         accepted.close()
+        was_reset.set()
+        assert near.recv(100) == b"busy"
         with pytest.raises(ConnectionResetError):
             near.recv(1)
     served.stop()
@@ -212,7 +245,7 @@ def test_an_upstream_that_is_reset_as_soon_as_it_is_open_is_heard_and_ends_in_a_
 
 @pytest.mark.slow
 def test_running_out_of_descriptors_pauses_accepting_and_recovers(world: Pods) -> None:
-    with proxy(world.pod, listeners=LISTENERS, descriptors=20) as running:
+    with proxy(world.pod, listeners=LISTENERS, descriptors=21) as running:
         with listen(world.far, V4["far"], 7107):
             near = [client(world.pod, V4["far"], 7107) for _ in range(12)]
             running.flow(lambda flow: flow["error"] == "socket: EMFILE")

@@ -1,7 +1,8 @@
-"""Addresses and socket options, on loopback sockets: no rules, no namespace of its own."""
+"""Addresses and socket options, on loopback sockets: no rules, and but for one test no namespace."""
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import struct
@@ -9,12 +10,16 @@ from ipaddress import ip_address
 
 import pytest
 
-from interceptor.errors import ProxyError
-from interceptor.proxy.dns import parse_resolver
-from interceptor.proxy.flows import rfc3339
+from interceptor import netns
+from interceptor.proxy.flows import Flow, rfc3339
+from interceptor.proxy.local_addresses import LocalAddresses
+from interceptor.proxy.loop import Loop
 from interceptor.proxy.netlink import Netlink
+from interceptor.proxy.netns_view import NetnsView
 from interceptor.proxy.original_dst import DirectDial, refuse_loop
-from interceptor.sockets import Address, address, decode_sockaddr
+from interceptor.proxy.settings import Listener
+from interceptor.sockets import Address, SockAddr, address, decode_sockaddr, normal, sockaddr_text
+from tests.proxy.pods import pods, run
 
 V4 = Address(ip_address("192.0.2.1"), 443)
 V6 = Address(ip_address("2001:db8::1"), 443)
@@ -93,6 +98,23 @@ def test_own_addresses_are_told_from_others(ip: str, expected: bool) -> None:
     kernel.close()
 
 
+@pytest.mark.netns
+def test_an_address_that_comes_or_goes_is_noticed() -> None:
+    with pods("local") as made:
+        with netns.entered(f"/run/netns/{made.pod}"):
+            view = NetnsView()
+        loop = Loop()
+        local = LocalAddresses(view, loop)
+        answers = [local.has(("10.77.0.77", 0))]
+        for verb in ("add", "del"):
+            run("ip", "-n", made.pod, "addr", verb, "10.77.0.77/24", "dev", "eth0")
+            loop.run_once()
+            answers.append(local.has(("10.77.0.77", 0)))
+        loop.close()
+        view.close()
+    assert answers == [False, True, False]
+
+
 @pytest.mark.parametrize("ip", ["127.0.0.1", "10.0.0.1"])
 def test_our_ports_on_our_addresses_would_loop(ip: str) -> None:
     with pytest.raises(DirectDial, match="is the proxy itself"):
@@ -111,24 +133,61 @@ def test_other_ports_and_other_hosts_do_not_loop(port: int, own: bool) -> None:
     assert bool(asked) is not own  # an address is looked up only for a port of ours
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("192.0.2.1", "192.0.2.1:53"),
-        ("192.0.2.1:5353", "192.0.2.1:5353"),
-        ("2001:db8::1", "[2001:db8::1]:53"),
-        ("[2001:db8::1]:5353", "[2001:db8::1]:5353"),
-    ],
-)
-def test_a_resolver_is_parsed(text: str, expected: str) -> None:
-    assert str(parse_resolver(text)) == expected
-
-
-@pytest.mark.parametrize("text", ["", "dns.example", "192.0.2.1:", "192.0.2.1:x", "[::1"])
-def test_what_is_no_resolver_is_named(text: str) -> None:
-    with pytest.raises(ProxyError, match="resolver"):
-        parse_resolver(text)
-
-
 def test_times_are_utc_to_the_millisecond() -> None:
     assert rfc3339(0.5) == "1970-01-01T00:00:00.500Z"
+
+
+def test_a_record_is_json_whatever_is_in_it() -> None:
+    listener = Listener("outbound", "redirect", 15001, "v6")
+    client, to = ("fe80::1", 40000, 0, 3), ("2001:db8::1", 80, 0, 0)
+    flow = Flow(0.0, "tcp", "outbound", listener, client, to, None, 1, 2, 1.5, "closed", None, 0, 7, 'a "b"\\\n\x01é', "splice")
+    assert json.loads(flow.to_json()) == {
+        "time": "1970-01-01T00:00:00.000Z",
+        "protocol": "tcp",
+        "direction": "outbound",
+        "listener": "outbound redirect 15001/v6",
+        "client": "[fe80::1%3]:40000",
+        "original_dst": "[2001:db8::1]:80",
+        "upstream_local": None,
+        "bytes_sent": 1,
+        "bytes_received": 2,
+        "duration_ms": 1.5,
+        "reason": "closed",
+        "error": None,
+        "uid": 0,
+        "pid": 7,
+        "command": 'a "b"\\\n\x01é',
+        "relay": "splice",
+    } | dict.fromkeys(("connect_ms", "fallback", "sni", "alpn", "host"))
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (("::ffff:192.0.2.1", 80, 0, 0), ("192.0.2.1", 80)),
+        (("::ffff:0:102:304", 80, 0, 0), ("::ffff:0:102:304", 80, 0, 0)),
+        (("192.0.2.1", 80), ("192.0.2.1", 80)),
+        (("2001:db8::1", 80, 0, 2), ("2001:db8::1", 80, 0, 2)),
+    ],
+    ids=["v4-mapped", "not v4-mapped", "v4", "v6"],
+)
+def test_a_v4_mapped_address_is_normally_v4(given: SockAddr, expected: SockAddr) -> None:
+    assert normal(given) == expected
+    assert sockaddr_text(normal(given)) == str(address(given))
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["v4", "v6"])
+def test_the_quick_way_to_a_connection_s_owner_finds_what_the_general_one_finds(family: socket.AddressFamily) -> None:
+    kernel = Netlink()
+    host = "127.0.0.1" if family == socket.AF_INET else "::1"
+    with (
+        socket.create_server((host, 0), family=family) as server,
+        socket.create_connection(server.getsockname()[:2]) as near,
+    ):
+        local, remote = near.getsockname(), near.getpeername()
+        found = kernel.connection_owner(local, remote)
+        assert found == kernel.owner(socket.IPPROTO_TCP, address(local), address(remote))
+        assert found is not None
+        assert found.inode == os.fstat(near.fileno()).st_ino
+        assert kernel.connection_owner(("192.0.2.9", 1), ("192.0.2.8", 2)) is None
+    kernel.close()

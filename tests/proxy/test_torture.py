@@ -25,7 +25,7 @@ AT_ONCE = 64
 SEED = struct.Struct("!Q")
 # Most are small, one in a hundred is up to the largest.
 LARGE, LARGEST = 256 * 1024, 16 << 20
-RELAYS = ["splice", "copy"]
+RELAYS = ["packet", "splice", "copy"]
 NETS = pytest.mark.parametrize("net", [V4, V6], ids=["v4", "v6"])
 
 
@@ -256,7 +256,10 @@ def descriptors(pid: int) -> list[str]:
     """What a process has open, without the pipes, which the splice relay keeps."""
     found = []
     for number in os.listdir(f"/proc/{pid}/fd"):
-        target = os.readlink(f"/proc/{pid}/fd/{number}")
+        try:
+            target = os.readlink(f"/proc/{pid}/fd/{number}")
+        except FileNotFoundError:
+            continue  # closed since it was listed
         if not target.startswith("pipe:"):
             found.append(target)
     return sorted(found)

@@ -14,9 +14,12 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.proxy.pods import (
+    APP_PORT,
     DEADLINE_S,
+    INBOUND,
     OUTBOUND,
     REDIRECT_RULES,
+    TPROXY_RULES,
     V4,
     Pods,
     client,
@@ -111,6 +114,22 @@ def test_a_worker_that_is_killed_takes_its_own_connections_only_and_is_replaced(
     assert running.counters["connections_opened"] == running.counters["connections_closed"] == 2 * MANY
     assert running.counters["connections_failed"] == {"worker_died": MANY - len(alive)}
     assert running.counters["worker_restarts"] == 1
+
+
+@pytest.mark.netns
+def test_workers_share_a_tproxy_port_too() -> None:
+    with pods("worktp") as made:
+        made.rules(TPROXY_RULES)
+        made.policy_routes()
+        inbound = [("inbound", "tproxy", INBOUND, "v4")]
+        with proxy(made.pod, listeners=inbound, workers=2) as running:
+            with listen(made.pod, V4["pod"], APP_PORT) as server:
+                for _ in range(MANY):
+                    with client(made.far, V4["pod"], APP_PORT) as near, server.accept()[0] as far:
+                        far.sendall(b"!")
+                        assert near.recv(1) == b"!"
+            wait_until(lambda: len(running.flows) == MANY)
+        assert {flow["reason"] for flow in running.flows} == {"closed"}
 
 
 @pytest.mark.netns

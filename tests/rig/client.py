@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from tests.rig.net import Pod
-from tests.rig.sockets import name_of, open_socket, split
+from tests.rig.sockets import identity, name_of, open_socket, split
 
 APP_UID = 1000
 PROXY_UID = 1337
@@ -87,14 +87,17 @@ def ask_all(questions: Sequence[Question], *, timeout_s: float = ANSWER_S) -> li
     return [answers[number] for number in range(len(questions))]
 
 
+def _gid(question: Question) -> int:
+    return question.uid if question.gid is None else question.gid
+
+
 def _open(question: Question) -> socket.socket:
-    gid = question.uid if question.gid is None else question.gid
     sock = open_socket(
         question.pod,
         KINDS[question.proto],
         question.to,
         uid=question.uid,
-        gid=gid,
+        gid=_gid(question),
         mark=question.mark,
         source=question.source,
         transparent=question.transparent,
@@ -106,7 +109,8 @@ def _open(question: Question) -> socket.socket:
 def _send(sock: socket.socket, question: Question) -> None:
     # Connected UDP: an answer from any other address than the one asked would not arrive.
     try:
-        sock.connect(split(question.to))
+        with identity(question.uid, _gid(question)):
+            sock.connect(split(question.to))
     except BlockingIOError:
         return
     if question.proto == "udp":
@@ -133,7 +137,8 @@ def connected(question: Question) -> Iterator[tuple[socket.socket, Answer]]:
     """A TCP connection that stays open within the block, and the server's first line."""
     with _open(question) as sock:
         sock.settimeout(ANSWER_S)
-        sock.connect(split(question.to))
+        with identity(question.uid, _gid(question)):
+            sock.connect(split(question.to))
         yield sock, _read(sock)
 
 

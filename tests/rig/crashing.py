@@ -15,9 +15,11 @@ from typing import Any
 
 from interceptor import capture
 from interceptor.backends import netlink, process, routes
+from interceptor.bpf import links, maps, places
 from tests.rig.capturing import options
 
 COMMIT = "COMMIT\n"
+BPFFS = "ITC_T_BPFFS"  # the bpffs of the test that started us
 
 
 class Steps:
@@ -38,6 +40,8 @@ def main(pod: str, step: int, verb: str, texts: dict[str, str]) -> int:
     netlink.request = _after(netlink.request, changed, _writes)
     for module, name in ((netlink, "transaction"), (routes, "_change_rule"), (routes, "_change_route")):
         setattr(module, name, _after(getattr(module, name), changed, lambda *_: True))
+    _die_in_bpf(changed)
+    places.BPFFS = os.environ.get(BPFFS, places.BPFFS)
     if verb == "enable":
         capture.enable(options(**texts), netns=pod)
     else:
@@ -45,9 +49,25 @@ def main(pod: str, step: int, verb: str, texts: dict[str, str]) -> int:
     return 0
 
 
+def _die_in_bpf(changed: Steps) -> None:
+    for owner, name in (
+        (maps.Map, "update"),
+        (maps.Map, "delete"),
+        (links.Link, "replace"),
+        (links, "_create"),
+        (links, "pin"),
+        (os, "mkdir"),
+        (os, "rmdir"),
+        (os, "unlink"),
+        (os, "rename"),
+        (os, "symlink"),
+    ):
+        setattr(owner, name, _after(getattr(owner, name), changed, lambda *_: True))
+
+
 def _after(function: Callable[..., Any], changed: Steps, writes: Callable[..., bool]) -> Callable[..., Any]:
-    def call(*arguments: Any) -> Any:
-        result = function(*arguments)
+    def call(*arguments: Any, **named: Any) -> Any:
+        result = function(*arguments, **named)
         if writes(*arguments):
             changed()
         return result

@@ -81,7 +81,8 @@ def pods(count: int) -> Iterator[Sequence[Pod]]:
 
 def wire(left: Pod, right: Pod, names: tuple[str, str], addresses: tuple[Sequence[str], Sequence[str]]) -> None:
     """A veth pair between two pods, up, with `addresses` (with prefix lengths) at its ends."""
-    ip(f"link add {names[0]} netns {left.name} type veth peer name {names[1]} netns {right.name}\n")
+    # Made inside: Linux 6.1 refuses a name that an interface of the calling namespace has, too (the host's own eth0).
+    ip(f"link add {names[0]} type veth peer name {names[1]} netns {right.name}\n", left)
     for pod, name, own in zip((left, right), names, addresses, strict=True):
         ip(f"link set {name} up\n" + "".join(f"addr add {address} dev {name}{_nodad(address)}\n" for address in own), pod)
 

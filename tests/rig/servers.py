@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
+from tests.rig.connecting import original_of
 from tests.rig.net import Pod
 from tests.rig.sockets import (
     IP_RECVORIGDSTADDR,
@@ -177,6 +178,9 @@ def _line(server: Server, local: str, peer: str, original_dst: str) -> bytes:
 
 
 def _original_dst(connection: socket.socket) -> str:
+    rewritten = original_of(connection)
+    if rewritten is not None:
+        return rewritten
     try:
         if connection.family == socket.AF_INET:
             return _decode(connection.getsockopt(socket.SOL_IP, SO_ORIGINAL_DST, 16))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import ipaddress
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,18 +26,32 @@ SO_MARK = 36  # asm-generic/socket.h
 _libc = ctypes.CDLL(None)
 for _call in (_libc.setfsuid, _libc.setfsgid):
     _call.argtypes = [ctypes.c_uint]
+_libc.syscall.argtypes = [ctypes.c_long, ctypes.c_uint, ctypes.c_uint, ctypes.c_uint]
+# By number, since glibc's functions change every thread: asm/unistd_64.h, asm-generic/unistd.h.
+SETRESUID, SETRESGID = {"x86_64": (117, 119), "aarch64": (147, 149)}[os.uname().machine]
+KEEP = 2**32 - 1
 
 
 @contextmanager
 def identity(uid: int, gid: int) -> Iterator[None]:
-    """What this thread opens within the block belongs to `uid` and `gid`."""
-    _libc.setfsgid(gid)
-    _libc.setfsuid(uid)
+    """What this thread opens and connects within the block belongs to `uid` and `gid`; it stays root all the same.
+
+    Rules look at the filesystem ids of who opened a socket, BPF programs at the real ids of who connects it.
+    """
+    _become(uid, gid)
     try:
         yield
     finally:
-        _libc.setfsuid(0)
-        _libc.setfsgid(0)
+        _become(0, 0)
+
+
+def _become(uid: int, gid: int) -> None:
+    # Only setfsuid(0) gives the capabilities of root's file access back (capabilities(7)); setresuid changes it silently.
+    _libc.setfsuid(0)
+    _libc.syscall(SETRESGID, gid, KEEP, KEEP)
+    _libc.syscall(SETRESUID, uid, KEEP, KEEP)
+    _libc.setfsgid(gid)
+    _libc.setfsuid(uid)
 
 
 def split(where: str) -> tuple[str, int]:

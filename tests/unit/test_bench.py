@@ -127,7 +127,7 @@ def test_a_proxys_own_count() -> None:
     envoy += "listener.outbound_v4.worker_0.downstream_cx_total: 7\n"
     assert contenders.envoy_count(envoy) == 9
     assert contenders.haproxy_count("Name: HAProxy\nCumConns: 8\nCumReq: 8\n") == 7
-    assert contenders.own_count('interceptor: listening: ...\n{"accepted": 12, "open": 0}\n') == 12
+    assert contenders.own_count('interceptor: listening: ...\n{"connections_opened": 12}\n') == 12
     assert contenders.own_count("Traceback") is None
 
 

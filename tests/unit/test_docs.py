@@ -35,6 +35,16 @@ def test_rules_document_shows_the_default_ruleset() -> None:
     assert any(path.name == "rules.md" and "plan" in command for path, command, _ in (param.values for param in SHOWN))
 
 
+def test_connect_document_shows_a_policy_as_it_is_printed() -> None:
+    # Not a command of the document: it would print the addresses of the machine that runs the test.
+    assert f"```text\n{plan_of_connect()}```" in (ROOT / "docs" / "connect.md").read_text()
+
+
+def plan_of_connect() -> str:
+    """What the golden case prints."""
+    return (ROOT / "tests" / "golden" / "connect.connect").read_text()
+
+
 def test_every_command_of_the_readme_exists() -> None:
     commands = set(re.findall(r"^ {4}interceptor (\w+)", (ROOT / "README.md").read_text(), re.MULTILINE))
     listed = printed("interceptor --help")

@@ -22,7 +22,7 @@ def test_case_renders_as_its_golden_files(name: str) -> None:
 def test_no_golden_file_is_left_of_a_case_that_is_gone() -> None:
     wanted = {path for name in CASES for path, _ in rendered(name)}
 
-    assert {*HERE.glob("*.nft"), *HERE.glob("*.restore")} == wanted
+    assert {*HERE.glob("*.nft"), *HERE.glob("*.restore"), *HERE.glob("*.connect")} == wanted
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,9 @@ iptables-restore v1.8.9 (legacy): iptables-restore: unable to initialize table '
 Error occurred at line: 1
 Try `iptables-restore -h' or 'iptables-restore --help' for more information.
 """
+# As python-iptables 1.2.0 says them.
+PYTHON_NO_LEGACY = "IPTCError: can't initialize raw: b'iptables who? (do you need to insmod?)'"
+PYTHON_NAT = "IPTCError: can't initialize nat: b'Table does not exist (do you need to insmod?)'"
 
 
 @pytest.mark.parametrize(
@@ -74,6 +77,8 @@ Try `iptables-restore -h' or 'iptables-restore --help' for more information.
             XT_CT, "setting connections' zones and timeouts", "xt_CT", "--no-conntrack-timeouts", id="iptables: the CT target"
         ),
         pytest.param(NO_LEGACY, "iptables-legacy's tables", "ip_tables", "--backend nft", id="iptables-legacy: any table"),
+        pytest.param(PYTHON_NO_LEGACY, "iptables-legacy's tables", "ip_tables", "--backend nft", id="libiptc: any table"),
+        pytest.param(PYTHON_NAT, "NAT", "iptable_nat", "modprobe", id="libiptc: NAT"),
     ],
 )
 def test_missing_kernel_part_is_named(stderr: str, feature: str, needs: str, otherwise: str) -> None:

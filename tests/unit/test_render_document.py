@@ -14,7 +14,7 @@ from interceptor.values import IdRange, Mark, PortRange, Proto, parse_cidrs
 def test_plan_has_the_documented_keys() -> None:
     found = document.plan(build_plan(Config(outbound="tproxy"), HostFacts()))
 
-    assert list(found) == ["schema", "families", "chains", "routes", "inbound_source_v6"]
+    assert list(found) == ["schema", "families", "chains", "routes", "inbound_source_v6", "connect"]
     assert found["schema"] == 1
     assert found["families"] == ["v4", "v6"]
     assert found["routes"][0] == {"family": "v4", "mark": "0x539/0xfff", "table": 133}

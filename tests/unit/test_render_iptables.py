@@ -9,6 +9,7 @@ import pytest
 from interceptor.plan.model import Chain, Drop, Goto, Hook, Jump, Match, Plan, Return, Rule, Table
 from interceptor.render.iptables import TableRules, port_chunks, restore, restore_table, rules, specs
 from interceptor.render.iptables_save import Step, parse, steps
+from interceptor.render.iptables_switch import GUARD, switch
 from interceptor.values import Family, IdRange, PortRange, Proto
 
 
@@ -146,3 +147,13 @@ def test_strays_are_deleted_before_the_chain() -> None:
         Step("delete stray", "OUTPUT", STRAY),
         Step("drop", "INTERCEPT_OUTPUT"),
     ]
+
+
+def test_the_guard_stands_in_the_built_in_chains_of_raw_and_nowhere_else() -> None:
+    # Any other chain makes the kernel refuse the whole switch.
+    one = {"mangle": TableRules({"INTERCEPT_OUTPUT": ["-j RETURN"]}, {"OUTPUT": ["INTERCEPT_OUTPUT"]})}
+    other = {"nat": TableRules({"INTERCEPT_OUTPUT": ["-j RETURN"]}, {"OUTPUT": ["INTERCEPT_OUTPUT"]})}
+
+    inserted = [line.split()[1] for line in switch(other, one, Family.V4).splitlines() if line.endswith(f"-j {GUARD}")]
+
+    assert {chain for chain in inserted if chain != GUARD} == {"PREROUTING", "OUTPUT"}

@@ -99,3 +99,18 @@ def test_a_mapped_address_is_written_as_nft_lists_it() -> None:
 
 def test_flags_of_the_table_are_seen() -> None:
     assert nft.parse("table inet interceptor {\n\tflags dormant\n}\n") == {"table flags": ("flags dormant",)}
+
+
+def test_what_nft_1_1_lists_is_read_as_what_1_0_lists() -> None:
+    new = """table inet interceptor {
+\tct timeout itu4 {
+\t\tpolicy = { fin_wait : 1m5s, close : 0s }
+\t}
+\tchain nat_output {
+\t\ttcp flags & (fin | syn | rst | ack) == syn counter jump nat_outbound comment "outbound"
+\t}
+}
+"""
+    old = new.replace("1m5s", "65").replace("0s", "0").replace("& (fin | syn | rst | ack) == syn", "syn / fin,syn,rst,ack")
+
+    assert nft.parse(new) == nft.parse(old)

@@ -136,7 +136,16 @@ VARIANTS = {
         without_modules=("ip_tables", "ip6_tables"),
     ),
     "ipv6-disabled": Variant(ALL_WORK, append="ipv6.disable=1"),
-    "ipv6-without-addresses": Variant(ALL_WORK, append="ipv6.disable_ipv6=1"),
+    "ipv6-without-addresses": Variant(
+        (
+            works("nft"),
+            lacks(TPROXY, "IPv6 is off on lo", "--ip-family v4"),
+            works("nft", f"{TPROXY} --ip-family v4"),
+            works("iptables-nft", IPTABLES[0]),
+            works("iptables-legacy", IPTABLES[1]),
+        ),
+        append="ipv6.disable_ipv6=1",
+    ),
     "nft-only": Variant(
         (
             works("nft"),
@@ -155,6 +164,11 @@ VARIANTS = {
     ),
     "no-programs": Variant(
         (works("libiptc"), works("libiptc", TPROXY)),
+        without_files=("/usr/sbin/nft", "/usr/sbin/*tables*"),
+    ),
+    "no-programs-no-nat": Variant(
+        (lacks("", "lacks NAT:", "iptable_nat"),),
+        without_modules=("nf_nat",),
         without_files=("/usr/sbin/nft", "/usr/sbin/*tables*"),
     ),
     "no-programs-no-legacy-tables": Variant(

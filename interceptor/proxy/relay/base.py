@@ -25,6 +25,18 @@ class Running(Protocol):
     """A relay at work between two sockets."""
 
     @property
+    def name(self) -> str:
+        """The relay's name in the flow record."""
+
+    @property
+    def asks_peers(self) -> bool:
+        """Whether keepalive (SO_KEEPALIVE) on the two sockets reaches the peers; otherwise theirs reaches each other."""
+
+    @property
+    def ended_at(self) -> float | None:
+        """When the flow had ended (time.monotonic()), if that is known better than by the last edge."""
+
+    @property
     def sent(self) -> int:
         """Bytes taken from the client and accepted by the upstream's socket."""
 
@@ -47,10 +59,6 @@ class Relay(Protocol):
     as the last edge, after everything the broken side had sent before has been offered to the other.
     """
 
-    @property
-    def name(self) -> str:
-        """The name in the flow record."""
-
     def prepare(self, client: SocketType, upstream: SocketType) -> bytes:
         """What the client has said so far, if it was read; `start` is to be given it. `upstream` is not connected yet."""
 
@@ -59,6 +67,9 @@ class Relay(Protocol):
 
         If the loop watches one of them already, then as a STREAM; from `start` on its events are the relay's.
         """
+
+    def abandon(self, client: SocketType) -> None:
+        """There will be no `join` for `client`, prepared or not: its upstream failed, or we answer it ourselves."""
 
     def close(self) -> None:
         """Give back what is kept between flows."""

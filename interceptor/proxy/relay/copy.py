@@ -26,8 +26,6 @@ class CopyRelay:
     All share one buffer, since the loop serves one at a time; a slow receiver keeps its own rest.
     """
 
-    name = "copy"
-
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
         self._chunk = memoryview(bytearray(CHUNK_SIZE))
@@ -39,6 +37,9 @@ class CopyRelay:
     def join(self, client: SocketType, upstream: SocketType, edges: Edges) -> Copying:
         """See Relay.join."""
         return Copying(self._loop, self._chunk, client, upstream, edges)
+
+    def abandon(self, client: SocketType) -> None:
+        """See Relay.abandon. Nothing was begun."""
 
     def close(self) -> None:
         """Nothing is kept between flows."""
@@ -64,6 +65,9 @@ class Copying:
     """One running copy."""
 
     __slots__ = ("_chunk", "_client", "_edges", "_loop", "_stopped", "_upstream")
+    name = "copy"
+    asks_peers = True
+    ended_at = None
 
     def __init__(self, loop: Loop, chunk: memoryview, client: SocketType, upstream: SocketType, edges: Edges) -> None:
         self._loop = loop

@@ -46,8 +46,6 @@ NOBODY = _Nobody()
 class SpliceRelay:
     """Joins ends on one loop. They share one buffer, since the loop serves one at a time, and the pipes."""
 
-    name = "splice"
-
     def __init__(self, loop: Loop) -> None:
         self.loop = loop
         self.buffer = bytearray(BUFFER_SIZE)
@@ -75,6 +73,9 @@ class SpliceRelay:
         near.peer = far
         far.peer = near
         return near
+
+    def abandon(self, client: SocketType) -> None:
+        """See Relay.abandon. Nothing was begun."""
 
     def close(self) -> None:
         """Give the pipes back."""
@@ -327,6 +328,9 @@ class ClientEnd(End):
     """The client's; stands for both towards the connection (Running)."""
 
     __slots__ = ()
+    name = "splice"
+    asks_peers = True
+    ended_at = None
     EOF = Event.CLIENT_EOF
     FAILED = Event.CLIENT_FAILED
 

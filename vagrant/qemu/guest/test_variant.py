@@ -30,7 +30,7 @@ def test_variant(case: Case) -> None:
 def test_doctor_agrees() -> None:
     case = VARIANTS[NAME].cases[0]
     argv = [*INTERCEPTOR, "doctor", "--json", *case.options.split()]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=600)
     Path("/out/doctor.json").write_text(done.stdout)
 
     assert done.returncode == case.status, done.stderr

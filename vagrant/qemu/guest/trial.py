@@ -109,7 +109,7 @@ def _pod() -> Iterator[str]:
         for name in (POD, FAR):
             _ip("netns", "add", name)
             _ip("-n", name, "link", "set", "lo", "up")
-        _ip("link", "add", "eth0", "netns", POD, "type", "veth", "peer", "name", "eth0", "netns", FAR)
+        _ip("-n", POD, "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", FAR)
         for name, (address, address_v6) in ADDRESSES.items():
             if v6:
                 # No link-local address, which would come while we look.

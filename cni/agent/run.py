@@ -1,0 +1,211 @@
+"""The agent's life: listen, be ready, serve, hand over. What is served is the other modules' business."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import socket
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from cni import pod
+from cni.agent import server
+from cni.agent.admin import Admin
+from cni.agent.attachments import Attachments
+from cni.agent.log import log
+from cni.agent.metrics import Metrics
+from cni.agent.node import ApiNode
+from cni.agent.work import Decide, Worker
+from cni.entry import Entry
+from cni.kube import actions
+from cni.kube.api import Api, ApiError, Server
+from cni.kube.pods import Pods
+from cni.pod import Decision
+from cni.protocol import Request
+from cni.repair import EVERY_S, Mode, Repairer
+from interceptor.errors import ConfigError, Problem
+
+ATTACHMENTS = "attachments"
+UNTAINT_RETRY_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Kubernetes:
+    """server: the API. node: this node's name. proc: where its processes are seen. untaint: let pods in once ready."""
+
+    server: Server
+    node: str
+    proc: str = "/proc"
+    untaint: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """socket_path: where shims ask. http: (address, port) of health and metrics, or None for none.
+
+    repair: what becomes of pods without their rules. entry: the plugin's, for pods that were there before it.
+    """
+
+    socket_path: str
+    http: tuple[str, int] | None = None
+    repair: Mode = "heal"
+    entry: Entry | None = None
+    kubernetes: Kubernetes | None = None
+
+
+def run(settings: Settings) -> int:
+    """Serve until SIGTERM or SIGINT; what was accepted by then is answered. Raises AgentError."""
+    stopped = _told_to_stop()
+    _raise_descriptor_limit()
+    metrics = Metrics()
+    attachments = _attachments(settings.socket_path)
+    with ExitStack() as stack:
+        cluster = _cluster(settings.kubernetes, stack)
+        decide = _decider(cluster)
+        worker = Worker(attachments, metrics, decide)
+        # Last of all: a shim that can connect gets its answer.
+        admin = Admin(metrics, attachments)
+        if settings.http is not None:
+            admin.serve(_http_listener(*settings.http))
+            stack.callback(admin.close)
+        listening = server.listen(settings.socket_path)
+        serving = server.Server(listening, worker.answer, _refused(metrics))
+        thread = threading.Thread(target=serving.run, name="accept", daemon=True)
+        thread.start()
+        admin.ready = True
+        if settings.repair != "off":
+            node = cluster.node if cluster is not None else None
+            repairer = Repairer(settings.repair, attachments, metrics, decide, log, node, settings.entry)
+            stack.callback(_repeat(repairer.round))
+        log("ready", socket=settings.socket_path, http=settings.http, attachments=len(attachments.all()))
+        if cluster is not None and settings.kubernetes is not None and settings.kubernetes.untaint:
+            threading.Thread(target=cluster.untaint, name="untaint", daemon=True).start()
+        _wait_for(stopped)
+        admin.ready = False
+        log("stopping")
+        serving.stop()
+        thread.join()
+    log("stopped")
+    return 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Cluster:
+    api: Api
+    pods: Pods
+    node: ApiNode
+    name: str
+
+    def untaint(self) -> None:
+        """Take this node's taint away, however long the API keeps us waiting."""
+        while True:
+            try:
+                if actions.remove_taint(self.api, self.name):
+                    log("untainted", node=self.name)
+            except ApiError as error:
+                log("api", error=str(error))
+                time.sleep(UNTAINT_RETRY_S)
+            else:
+                return
+
+
+def _cluster(settings: Kubernetes | None, stack: ExitStack) -> _Cluster | None:
+    if settings is None:
+        return None
+    api = Api(settings.server)
+    pods = Pods(api, settings.node, log)
+    pods.start()
+    stack.callback(pods.stop)
+    return _Cluster(api, pods, ApiNode(api, pods, settings.node, log, settings.proc), settings.node)
+
+
+def _decider(cluster: _Cluster | None) -> Decide:
+    def decide(request: Request, entry: Entry) -> Decision:
+        if entry.kubernetes is not None and cluster is None:
+            expected = "the node agent was started without --kube-api, and cannot ask about this pod"
+            raise ConfigError([Problem("kubernetes", str(entry.kubernetes), expected)])
+        asks = cluster is not None and request.command != "STATUS"
+        return pod.decide(request, entry, cluster.pods.lookup if asks and cluster is not None else None)
+
+    return decide
+
+
+def _repeat(work: Callable[[], None]) -> Callable[[], None]:
+    """Do `work` every now and then in a thread; what stops it."""
+    over = threading.Event()
+
+    def rounds() -> None:
+        while not over.wait(EVERY_S):
+            try:
+                work()
+            except Exception:  # noqa: BLE001 - the edge of this thread: one bad round must not end all repair
+                log("bug", traceback=traceback.format_exc())
+
+    thread = threading.Thread(target=rounds, name="repair", daemon=True)
+    thread.start()
+
+    def stop() -> None:
+        over.set()
+        thread.join()
+
+    return stop
+
+
+def _told_to_stop() -> int:
+    # An eventfd, not a threading.Event: a handler may run while the main thread holds the Event's lock.
+    told = os.eventfd(0, os.EFD_CLOEXEC)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: os.eventfd_write(told, 1))
+    return told
+
+
+def _wait_for(told: int) -> None:
+    # Unlike most calls it isn't repeated after a signal; the handler has run by then.
+    while True:
+        try:
+            os.eventfd_read(told)
+        except InterruptedError:
+            continue
+        return
+
+
+def _raise_descriptor_limit() -> None:
+    # One for each pod whose namespace cannot be seen from here, and a few for each request.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _attachments(socket_path: str) -> Attachments:
+    folder = os.path.join(os.path.dirname(socket_path), ATTACHMENTS)
+    try:
+        return Attachments(folder)
+    except OSError as error:
+        raise server.AgentError(f"{folder}: {error.strerror}") from error
+
+
+def _http_listener(address: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        # An agent that takes over begins before the old one has ended.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.bind((address, port))
+        listener.listen()
+    except OSError as error:
+        listener.close()
+        raise server.AgentError(f"listening at {address} port {port}: {error.strerror}") from error
+    return listener
+
+
+def _refused(metrics: Metrics) -> server.Refused:
+    def refused(reason: str) -> None:
+        metrics.refused()
+        log("refused", reason=reason)
+
+    return refused

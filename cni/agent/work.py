@@ -1,0 +1,134 @@
+"""What the agent does with one request: the plugin's work in this process, then counted, logged and remembered."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+
+from cni import plugin, protocol
+from cni.agent.attachments import Attachment, Attachments, Key
+from cni.agent.log import log
+from cni.agent.metrics import Metrics
+from cni.agent.server import Answer, Received
+from cni.entry import Entry
+from cni.ops import InProcess
+from cni.output import to_bytes
+from cni.pod import Decision, Skip
+from cni.protocol import Request
+
+Decide = Callable[[Request, Entry], Decision]
+
+
+class AgentOps(InProcess):
+    """InProcess for one request, whose decision may need the API and is kept for the log."""
+
+    def __init__(self, decide: Decide) -> None:
+        self._decide = decide
+        self.decision: Decision | None = None
+
+    def decide(self, request: Request, entry: Entry) -> Decision:
+        """See Ops."""
+        self.decision = self._decide(request, entry)
+        return self.decision
+
+
+class Worker:
+    """Answers requests, from any thread."""
+
+    def __init__(self, attachments: Attachments, metrics: Metrics, decide: Decide) -> None:
+        self._attachments = attachments
+        self._metrics = metrics
+        self._decide = decide
+
+    def answer(self, received: Received) -> Answer:
+        """Carry out one request."""
+        started = time.monotonic()
+        environment = dict(received.environment)
+        command = environment.get("CNI_COMMAND", "")
+        given = environment.get("CNI_NETNS", "")
+        # What is no descriptor is nothing to us: a path of the host's may lead elsewhere here.
+        environment["CNI_NETNS"] = f"/proc/self/fd/{received.netns}" if received.netns >= 0 else ""
+        if command == "DEL":
+            # First: from now on nobody heals what is being taken away.
+            self._forget(received)
+        said: list[str] = []
+        ops = AgentOps(self._decide)
+        status, result = plugin.process(environment, received.stdin, ops, said.append)
+        self._remember(received, status, ops.decision)
+        code = int(result["code"]) if status and result else 0
+        seconds = time.monotonic() - started
+        self._metrics.request(command, code, seconds)
+        _tell(received.environment, result if status else None, ops.decision, said, seconds)
+        if status and result:
+            # The runtime, and whoever reads its log, knows the path and not our number for it.
+            result = {key: _with_path(value, environment["CNI_NETNS"], given) for key, value in result.items()}
+        return status, to_bytes(result), "".join(f"interceptor-cni: {line}\n" for line in said).encode()
+
+    def _remember(self, received: Received, status: int, decision: Decision | None) -> None:
+        environment = received.environment
+        match environment.get("CNI_COMMAND"):
+            case "ADD" if status == 0 and received.netns >= 0 and decision is not None:
+                found = os.fstat(received.netns)
+                attachment = Attachment(
+                    _key(environment),
+                    environment.get("CNI_NETNS", ""),
+                    (found.st_dev, found.st_ino),
+                    received.netns,
+                    "skipped" if isinstance(decision, Skip) else "captured",
+                    pod_name(environment),
+                    protocol.parse(environment, received.stdin).config["name"],
+                )
+                self._attachments.put(attachment, decision)
+            case "GC" if status == 0:
+                self._collect(received.stdin)
+
+    def _forget(self, received: Received) -> None:
+        key = _key(received.environment)
+        if "/" not in "".join(key):
+            self._attachments.forget(key)
+
+    def _collect(self, stdin: bytes) -> None:
+        request = protocol.parse({"CNI_COMMAND": "GC"}, stdin)
+        # Both names hold the same list (containernetworking/cni#1101); without either, nothing is said to be gone.
+        valid = request.config.get("cni.dev/valid-attachments", request.config.get("cni.dev/attachments"))
+        if isinstance(valid, list):
+            keys = [(str(each.get("containerID")), str(each.get("ifname"))) for each in valid if isinstance(each, dict)]
+            self._attachments.keep_only(request.config["name"], keys)
+
+
+def _key(environment: Mapping[str, str]) -> Key:
+    return environment.get("CNI_CONTAINERID", ""), environment.get("CNI_IFNAME", "")
+
+
+def pod_name(environment: Mapping[str, str]) -> str:
+    """namespace/name of the pod that CNI_ARGS name; empty when they name none."""
+    arguments = dict(item.partition("=")[::2] for item in environment.get("CNI_ARGS", "").split(";"))
+    namespace, name = arguments.get("K8S_POD_NAMESPACE"), arguments.get("K8S_POD_NAME")
+    return f"{namespace}/{name}" if namespace and name else ""
+
+
+def _with_path(value: object, ours: str, given: str) -> object:
+    return value.replace(ours, given) if isinstance(value, str) and ours else value
+
+
+def _tell(
+    environment: Mapping[str, str],
+    error: Mapping[str, object] | None,
+    decision: Decision | None,
+    said: list[str],
+    seconds: float,
+) -> None:
+    fields: dict[str, object] = {
+        "command": environment.get("CNI_COMMAND", ""),
+        "container": environment.get("CNI_CONTAINERID", ""),
+        "pod": pod_name(environment) or None,
+        "ms": round(seconds * 1000, 1),
+    }
+    if decision is not None:
+        fields |= {"decision": type(decision).__name__.lower(), "reason": decision.reason}
+    if said:
+        fields["said"] = said
+    if error is not None:
+        fields |= {"code": error["code"], "error": error["msg"], "details": error.get("details", "")}
+    log("request", **fields)

@@ -1,0 +1,339 @@
+"""The packet relay: client and server hold one TCP connection, translated in the kernel, while the proxy sleeps.
+
+`prepare` tells the programs of interceptor/bpf/src of a flow before its upstream is connected; they arm it when the server
+answers, and from then on both sockets are silent and only keep their ports. What could not be armed is relayed by splice, which
+is counted by reason. Knows no map (packet_table) and not where programs are attached (packet_attach).
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import itertools
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from select import EPOLLET, EPOLLIN
+from socket import SHUT_WR, SOCK_STREAM, SocketType
+
+from interceptor.proxy.hooks import Hooks
+from interceptor.proxy.listeners import BoundListener
+from interceptor.proxy.loop import Loop
+from interceptor.proxy.metrics import FALLBACKS_MADE, Counts
+from interceptor.proxy.relay import packet_layout as layout
+from interceptor.proxy.relay.base import Edges, Relay, Running
+from interceptor.proxy.relay.packet_adopt import Adopted, adopt
+from interceptor.proxy.relay.packet_layout import Asked, Ends, FlowEntry, State
+from interceptor.proxy.relay.packet_table import FlowTable, cookie_of, fall_silent, speak_again
+from interceptor.proxy.session import Event
+from interceptor.sockets import SockAddr
+
+# The last acknowledgement may be lost: the other end repeats its FIN after its RTO, 200 ms and more. As long the sockets
+# stay, for their ports: an application that got one would be mistaken for the flow.
+LINGER_S = 0.5
+# A RST is believed when nobody has answered it for so long: a forged one is, and the flow goes on (RFC 5961 3).
+RESET_LINGER_S = 1.0
+# Ends are not urgent; read together they cost one wake-up, not one each.
+BATCH_S = 0.01
+# What was forwarded is acknowledged by then, or the next time.
+FORWARDED_CHECK_S = 1.0
+# The upstream forwards them without hearing acknowledgements: less than ten segments (RFC 6928) of the smallest usual size.
+PEEK_LIMIT = 8192
+
+
+class PacketRelay:
+    """All spliced flows of one process. `fallback` relays the others.
+
+    asks: what is asked of each flow: HELD when no client's first bytes are looked at, FORWARDS when they are.
+    """
+
+    def __init__(self, loop: Loop, table: FlowTable, fallback: Relay) -> None:
+        self._counts: Counts | None = None
+        self.asks = Asked.HELD
+        self.is_off = False
+        self.is_leaving = False
+        self._loop = loop
+        self._table = table
+        self._fallback = fallback
+        self._begun: dict[int, int] = {}  # client's descriptor -> flow
+        self._running: dict[int, Splicing] = {}
+        self._ending: deque[tuple[float, Splicing, layout.Event]] = deque()
+        self._over: list[int] = []
+        self._keepers: list[int] = []
+        self._is_reading = False
+        for ring in table.rings:
+            loop.watch(ring.fileno(), EPOLLIN | EPOLLET, self._has_ended)
+
+    def serve(self, listeners: list[BoundListener], hooks: Hooks, counts: Counts, *, peeks: bool) -> None:
+        """Splice what these listeners accept, as far as `hooks` leave the flows as they are.
+
+        peeks: the client's first bytes are looked at before `join`.
+        """
+        self._counts = counts
+        self.is_off = hooks.preface is not None
+        if self.is_off:
+            return
+        self.asks = Asked.FORWARDS if peeks or hooks.hear is not None else Asked.HELD
+        for bound in listeners:
+            if bound.protocol == "tcp" and bound.listener.direction != "dns":
+                self._table.prepare_listener(bound.sock, 0 if self.asks is Asked.HELD else PEEK_LIMIT)
+
+    def prepare(self, client: SocketType, upstream: SocketType) -> bytes:
+        """See Relay.prepare."""
+        if self.is_off:
+            return self._fallback.prepare(client, upstream)
+        try:
+            self._begun[client.fileno()] = self._table.begin(client, upstream, self.asks)
+        except OSError:
+            self._not_spliced("no_entry")
+        return b""
+
+    def abandon(self, client: SocketType) -> None:
+        """See Relay.abandon."""
+        self._loop_forget(self._begun.pop(client.fileno(), None))
+        self._table.release(client)
+
+    def join(self, client: SocketType, upstream: SocketType, edges: Edges) -> Running:
+        """See Relay.join."""
+        flow_id = self._begun.pop(client.fileno(), None)
+        if flow_id is not None:
+            outcome = self._table.outcome(flow_id)
+            if not isinstance(outcome, str):
+                running = self._running[flow_id] = Splicing(self, flow_id, client, upstream, edges)
+                self._note_early_end(running, outcome)
+                return running
+            self._not_spliced(outcome)
+            self._table.forget([flow_id])
+        self._table.release(client)
+        return self._fallback.join(client, upstream, edges)
+
+    def adopt(self) -> Iterator[tuple[Adopted, Callable[[Edges], Running]]]:
+        """Flows of a process that is gone, each with what makes it a running one of ours."""
+        for adopted in adopt(self._table, self._table.worker, self._table.workers):
+            yield adopted, functools.partial(self._resume, adopted)
+
+    def _not_spliced(self, reason: str) -> None:
+        if self._counts is not None:
+            self._counts.add(FALLBACKS_MADE, reason)
+
+    def leave(self) -> None:
+        """We stop, and another proxy will take over: flows still open go on without one."""
+        self.is_leaving = self._table.keeps_flows
+
+    def _resume(self, adopted: Adopted, edges: Edges) -> Running:
+        running = Splicing(self, adopted.flow_id, adopted.client, adopted.upstream, edges)
+        running.keepers = (cookie_of(adopted.client), cookie_of(adopted.upstream))
+        self._running[adopted.flow_id] = running
+        self._note_early_end(running, adopted.entry)
+        return running
+
+    def close(self) -> None:
+        """See Relay.close."""
+        for ring in self._table.rings:
+            self._loop.unwatch(ring.fileno())
+        self._table.close()
+        self._fallback.close()
+
+    @property
+    def table(self) -> FlowTable:
+        """For its flows."""
+        return self._table
+
+    @property
+    def loop(self) -> Loop:
+        """For its flows."""
+        return self._loop
+
+    def stopped(self, running: Splicing) -> None:
+        """`running` is over, or given up: its sockets are about to be closed, its entries are not needed any longer then."""
+        self._running.pop(running.flow_id, None)
+        if running.is_over:
+            # Before the sockets are closed: whoever got the upstream's port would find its entry in conntrack, and go around
+            # us. They are silent by themselves by now.
+            self._table.forget([running.flow_id], running.keepers)
+        else:
+            self._keepers += running.keepers
+            # Its sockets say RST now, whose sequence numbers the programs know.
+            self._loop.later(LINGER_S, lambda: self._loop_forget(running.flow_id))
+
+    def left(self, running: Splicing) -> None:
+        """`running` goes on; its sockets are closed, silently."""
+        self._running.pop(running.flow_id, None)
+
+    def _has_ended(self, _events: int) -> None:
+        if not self._is_reading:
+            self._is_reading = True
+            self._loop.later(BATCH_S, self._read)
+
+    def _read(self) -> None:
+        self._is_reading = False
+        for record in itertools.chain.from_iterable(ring.read() for ring in self._table.rings):
+            event = layout.unpack_event(record)
+            running = self._running.get(event.flow)
+            if running is not None:
+                self._note_end(running, event)
+
+    def _note_early_end(self, running: Splicing, entry: FlowEntry) -> None:
+        # A short flow may be over before we hear that its upstream is connected.
+        if entry.state is State.ENDED:
+            self._note_end(running, self._table.end_of(running.flow_id, entry))
+
+    def _note_end(self, running: Splicing, event: layout.Event) -> None:
+        linger_s = RESET_LINGER_S if event.ends & layout.RST else LINGER_S
+        if not self._ending:
+            self._loop.later(linger_s, self._end)
+        self._ending.append((time.monotonic() + linger_s, running, event))
+
+    def _end(self) -> None:
+        now = time.monotonic()
+        while self._ending and self._ending[0][0] <= now:
+            _, running, event = self._ending.popleft()
+            running.ended(event)
+        self._table.forget_tracked()
+        if self._ending:
+            self._loop.later(max(self._ending[0][0] - now, BATCH_S), self._end)
+
+    def _loop_forget(self, flow_id: int | None) -> None:
+        # After the batch, when the sockets are closed: until then the programs keep them silent.
+        if flow_id is None:
+            return
+        if not self._over:
+            self._loop.postpone(self._forget)
+        self._over.append(flow_id)
+
+    def _forget(self) -> None:
+        self._table.forget(self._over, self._keepers)
+        self._table.forget_tracked()
+        self._over, self._keepers = [], []
+
+
+class Splicing:
+    """One spliced flow."""
+
+    __slots__ = ("_client", "_edges", "_received", "_relay", "_sent", "_upstream", "ended_at", "flow_id", "is_over", "keepers")
+    name = "packet"
+    asks_peers = False
+
+    def __init__(self, relay: PacketRelay, flow_id: int, client: SocketType, upstream: SocketType, edges: Edges) -> None:
+        self.flow_id = flow_id
+        self.is_over = False
+        self.ended_at: float | None = None
+        self.keepers: tuple[int, ...] = ()
+        self._relay = relay
+        self._client = client
+        self._upstream = upstream
+        self._edges = edges
+        self._sent = self._received = 0
+
+    @property
+    def sent(self) -> int:
+        """See Running.sent."""
+        return self._sent if self.is_over else self._relay.table.counts(self.flow_id).sent
+
+    @property
+    def received(self) -> int:
+        """See Running.received."""
+        return self._received if self.is_over else self._relay.table.counts(self.flow_id).received
+
+    def start(self, first: bytes) -> None:
+        """See Running.start. Most flows have nothing to be started: the ends talk already."""
+        loop = self._relay.loop
+        for sock in (self._client, self._upstream):
+            if loop.is_watched(sock.fileno()):
+                loop.watch_stream(sock.fileno(), _nothing)
+        if self._relay.asks is Asked.HELD:
+            fall_silent(self._upstream)
+        else:
+            self._forward(first)
+        fall_silent(self._client)
+
+    def stop(self) -> None:
+        """See Running.stop."""
+        if self.flow_id in self._relay._running:  # noqa: SLF001 - one module
+            if not self.is_over and self._relay.is_leaving:
+                counts = self._relay.table.counts(self.flow_id)
+                self._sent, self._received, self.is_over = counts.sent, counts.received, True
+                self._relay.left(self)
+                return
+            if not self.is_over:
+                counts = self._relay.table.counts(self.flow_id)
+                self._sent, self._received = counts.sent, counts.received
+                speak_again(self._client)
+                speak_again(self._upstream)
+            self._relay.stopped(self)
+            self.is_over = True
+
+    def ended(self, event: layout.Event) -> None:
+        """The programs have seen the end, a while ago."""
+        if self.is_over:
+            return
+        ends = Ends(event.ends)
+        self._sent, self._received = event.sent, event.received
+        if ends & layout.RST:
+            counts = self._relay.table.counts(self.flow_id)
+            if counts.seen_ns > event.ended_ns + int(RESET_LINGER_S / 2 * 1e9):
+                self._relay.table.revive(self.flow_id)
+                return
+            self._sent, self._received = counts.sent, counts.received
+        self.ended_at = event.ended_ns / 1e9
+        self.is_over = True
+        fall_silent(self._upstream)
+        if ends & Ends.UP_RST:
+            self._edges.feed(Event.CLIENT_FAILED, errno.ECONNRESET)
+        elif ends & Ends.DOWN_RST:
+            self._edges.feed(Event.UPSTREAM_FAILED, errno.ECONNRESET)
+        else:
+            self._edges.feed(Event.CLIENT_EOF)
+            self._edges.feed(Event.UPSTREAM_EOF)
+
+    def _forward(self, said: bytes) -> None:
+        """Pass on what the client has said before the flow was armed.
+
+        No more can follow: by now it talks to the server. What does not fit was not acknowledged, and is said again.
+        """
+        is_eof = False
+        with suppress(BlockingIOError, ConnectionError):
+            while chunk := self._client.recv(PEEK_LIMIT):
+                said += chunk
+            is_eof = True
+        with suppress(BlockingIOError, ConnectionError):
+            went = not said or self._upstream.send(said) == len(said)
+            if went and is_eof:
+                self._upstream.shutdown(SHUT_WR)
+        self._await_forwarded(len(said) + is_eof)
+
+    def _await_forwarded(self, size: int) -> None:
+        self._relay.loop.later(FORWARDED_CHECK_S, lambda: self._check_forwarded(size))
+
+    def _check_forwarded(self, size: int) -> None:
+        if self.is_over:
+            return
+        if self._relay.table.acknowledged(self.flow_id) < size:
+            self._await_forwarded(size)
+        else:
+            self._replace_upstream()
+
+    def _replace_upstream(self) -> None:
+        """Put a socket with nothing to send in the upstream's place: it would repeat for ever what it hears no answer to."""
+        upstream = self._upstream
+        keeper = SocketType(upstream.family, SOCK_STREAM)
+        local, remote = upstream.getsockname(), upstream.getpeername()
+        self._relay.table.silence(keeper, self.flow_id)
+        self.keepers = (cookie_of(keeper),)
+        take_place(keeper, upstream, local, remote)
+
+
+def take_place(keeper: SocketType, upstream: SocketType, local: SockAddr, remote: SockAddr) -> None:
+    """Have `upstream`'s descriptor be a connection with the same names that was never spoken on (TCP_REPAIR)."""
+    fall_silent(keeper)
+    keeper.bind(local)
+    fall_silent(upstream)
+    os.dup2(keeper.fileno(), upstream.fileno(), inheritable=False)
+    keeper.close()
+    upstream.connect(remote)
+
+
+def _nothing(_events: int) -> None:
+    """Silent sockets have no events worth hearing."""

@@ -1,0 +1,253 @@
+"""The node agent as a process: who may ask, being replaced, being killed, what it costs, what it tells."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import random
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from interceptor.netns import entered
+from tests.cni.agents import Agent, agent, descriptors, resident_bytes, start, wait_until
+from tests.cni.calling import Binary
+from tests.cni.conftest import STATIC
+from tests.cni.test_add import is_captured
+from tests.rig.kernel import snapshot
+from tests.rig.net import Pod, pods
+
+AT_ONCE = 16
+TRY_AGAIN_LATER = 11
+
+
+def shim(running: Agent, runtime: Pod) -> Binary:
+    return Binary((str(STATIC),), runtime, running.socket_path)
+
+
+def fetch(runtime: Pod, url: str) -> tuple[int, str]:
+    """Status and body of a GET from within the namespace that plays the host."""
+    with entered(runtime.path):
+        try:
+            with urllib.request.urlopen(url, timeout=10) as response:
+                return response.status, response.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+
+
+def test_the_socket_is_roots_alone(runtime: Pod, tmp_path: Path) -> None:
+    with agent(runtime, tmp_path) as running:
+        folder = Path(running.socket_path).parent
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        assert stat.S_IMODE(Path(running.socket_path).stat().st_mode) == 0o600
+        assert stat.S_IMODE((folder / "attachments").stat().st_mode) == 0o700
+
+
+def test_another_users_request_is_not_answered(runtime: Pod) -> None:
+    with tempfile.TemporaryDirectory() as folder, agent(runtime, Path(folder)) as running:
+        # Root opens the way: what is tested is the look at the credentials behind it.
+        for path in (Path(folder), Path(running.socket_path).parent, Path(running.socket_path)):
+            path.chmod(0o777)
+        with socket.socket(socket.AF_UNIX) as sock:
+            os.seteuid(65534)
+            try:
+                sock.connect(running.socket_path)
+            finally:
+                os.seteuid(0)
+            assert sock.recv(1) == b""
+        assert "uid 65534" in running.wait_for("refused")["reason"]
+
+
+@pytest.mark.parametrize("said", [b"", b"x", b"GET / HTTP/1.1\r\n\r\n", b"ITC1" + b"\xff" * 8], ids=repr)
+def test_what_is_no_shim_does_no_harm(runtime: Pod, tmp_path: Path, pod: Pod, said: bytes) -> None:
+    with agent(runtime, tmp_path) as running:
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(running.socket_path)
+            sock.sendall(said)
+            sock.shutdown(socket.SHUT_WR)
+            with suppress(ConnectionResetError):
+                assert sock.recv(1) == b""
+        assert shim(running, runtime).call("ADD", pod.path).status == 0
+
+
+def test_without_an_agent_an_add_is_to_be_tried_later_and_del_ends_well(runtime: Pod, tmp_path: Path, pod: Pod) -> None:
+    binary = Binary((str(STATIC),), runtime, str(tmp_path / "none.sock"))
+    assert binary.call("DEL", pod.path).status == 0
+    status = binary.call("STATUS", "", binary.config("1.1.0", prevResult=None))
+    assert status.code == 50
+    assert binary.call("ADD", pod.path, timeout_s=40).code == TRY_AGAIN_LATER
+
+
+def test_an_add_that_came_too_early_succeeds_once_the_agent_is_there(runtime: Pod, tmp_path: Path, pod: Pod) -> None:
+    binary = Binary((str(STATIC),), runtime, str(tmp_path / "run" / "cni.sock"))
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(binary.call, "ADD", pod.path, timeout_s=40)
+        with agent(runtime, tmp_path):
+            assert waiting.result().status == 0
+    assert is_captured(pod)
+
+
+def test_an_agent_that_takes_over_costs_no_request(runtime: Pod, tmp_path: Path) -> None:
+    first = start(runtime, tmp_path)
+    with pods(AT_ONCE) as many, ThreadPoolExecutor(AT_ONCE) as pool:
+        binary = shim(first, runtime)
+        waiting = [pool.submit(binary.call, "ADD", each.path, timeout_s=60, CNI_CONTAINERID=each.name) for each in many]
+        second = start(runtime, tmp_path, name="second")
+        try:
+            assert first.stop() == 0
+            assert [each.result().status for each in waiting] == [0] * AT_ONCE
+            assert [is_captured(each) for each in many] == [True] * AT_ONCE
+            # The new one knows what the old one did.
+            assert len(os.listdir(Path(first.socket_path).parent / "attachments")) == AT_ONCE
+            assert [binary.call("DEL", each.path, CNI_CONTAINERID=each.name).status for each in many] == [0] * AT_ONCE
+            assert os.listdir(Path(first.socket_path).parent / "attachments") == []
+        finally:
+            second.stop()
+
+
+def test_a_killed_agent_gives_right_results_or_says_try_again(runtime: Pod, tmp_path: Path) -> None:
+    seed = random.randrange(1 << 32)
+    dice = random.Random(seed)
+    over = threading.Event()
+    agents = [start(runtime, tmp_path)]
+
+    def kill_and_replace() -> None:
+        while not over.wait(dice.uniform(0.0, 0.3)):
+            agents[-1].process.kill()
+            agents[-1].process.wait()
+            agents.append(start(runtime, tmp_path, name=f"agent{len(agents)}"))
+
+    with pods(AT_ONCE) as many, ThreadPoolExecutor(AT_ONCE + 1) as pool:
+        killing = pool.submit(kill_and_replace)
+        try:
+            binary = shim(agents[0], runtime)
+            done = list(pool.map(lambda each: binary.call("ADD", each.path, timeout_s=90), many))
+        finally:
+            over.set()
+            killing.result()
+            agents[-1].stop()
+        for each, result in zip(many, done, strict=True):
+            assert (result.status, result.code) in ((0, 0), (1, TRY_AGAIN_LATER)), (seed, result)
+            assert result.status or is_captured(each), (seed, each)
+        assert any(result.status == 0 for result in done), seed
+
+
+def cycles(runtime: Pod, folder: Path, count: int) -> None:
+    """ADD and DEL `count` times: memory, descriptors and the host's rules stay as they are."""
+    with agent(runtime, folder) as running, pods(1) as (each,):
+        binary = shim(running, runtime)
+        before = snapshot(runtime)
+        for _ in range(20):  # until all that is imported late is there
+            assert binary.call("ADD", each.path).status == binary.call("DEL", each.path).status == 0
+        memory, opened = resident_bytes(running.process.pid), descriptors(running.process.pid)
+        for _ in range(count):
+            assert binary.call("ADD", each.path).status == binary.call("DEL", each.path).status == 0
+        wait_until(lambda: descriptors(running.process.pid) <= opened, opened)
+        assert resident_bytes(running.process.pid) - memory < 5 << 20
+        assert snapshot(runtime) == before
+
+
+@pytest.mark.slow
+def test_100_cycles_leave_nothing_behind(runtime: Pod, tmp_path: Path) -> None:
+    cycles(runtime, tmp_path, 100)
+
+
+@pytest.mark.torture
+def test_1000_cycles_leave_nothing_behind(runtime: Pod, tmp_path: Path) -> None:
+    cycles(runtime, tmp_path, 1000)
+
+
+def test_an_add_does_not_wait_for_xtables_lock(runtime: Pod, tmp_path: Path, pod: Pod) -> None:
+    # kube-proxy may hold it for seconds; the lock is the host's, and nft needs none.
+    with agent(runtime, tmp_path) as running, open("/run/xtables.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert shim(running, runtime).call("ADD", pod.path).status == 0
+        assert is_captured(pod)
+
+
+def test_health_readiness_and_metrics(runtime: Pod, tmp_path: Path, pod: Pod) -> None:
+    with agent(runtime, tmp_path, "--http", "127.0.0.1:15014") as running:
+        binary = shim(running, runtime)
+        assert binary.call("ADD", pod.path).status == 0
+        assert binary.call("ADD", pod.path, binary.config(prevResult=None)).code == 7
+        assert fetch(runtime, "http://127.0.0.1:15014/healthz") == (200, "ok\n")
+        assert fetch(runtime, "http://127.0.0.1:15014/readyz") == (200, "ready\n")
+        assert fetch(runtime, "http://127.0.0.1:15014/nothing")[0] == 404
+        lines = fetch(runtime, "http://127.0.0.1:15014/metrics")[1].splitlines()
+        assert 'interceptor_cni_requests_total{command="ADD",result="ok"} 1' in lines
+        assert 'interceptor_cni_failures_total{command="ADD",reason="config"} 1' in lines
+        assert 'interceptor_cni_request_duration_seconds_count{command="ADD"} 2' in lines
+        assert 'interceptor_cni_pods{state="captured"} 1' in lines
+        assert binary.call("DEL", pod.path).status == 0
+        lines = fetch(runtime, "http://127.0.0.1:15014/metrics")[1].splitlines()
+        assert 'interceptor_cni_pods{state="captured"} 0' in lines
+
+
+def test_each_request_is_one_line_of_json(runtime: Pod, tmp_path: Path, pod: Pod) -> None:
+    with agent(runtime, tmp_path) as running:
+        binary = shim(running, runtime)
+        binary.call("ADD", pod.path, CNI_ARGS="K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web")
+        binary.call("ADD", pod.path, binary.config(prevResult=None))
+        requests = [line for line in running.log() if line["event"] == "request"]
+        assert [(line["command"], line["pod"], line.get("decision")) for line in requests] == [
+            ("ADD", "shop/web", "capture"),
+            ("ADD", None, None),
+        ]
+        assert requests[1]["code"] == 7
+        assert json.dumps(requests)
+
+
+def test_an_error_names_the_namespace_as_the_runtime_does(runtime: Pod, tmp_path: Path) -> None:
+    path = tmp_path / "netns"
+    path.touch()
+    with agent(runtime, tmp_path) as running:
+        done = shim(running, runtime).call("ADD", str(path))
+        assert done.code == 8
+        assert str(path) in done.object["details"] + done.object["msg"]
+        assert "/proc/self/fd" not in done.stdout.decode()
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [(("--socket", "relative"), "--socket"), (("--http", "15014"), "--http"), (("--http", "localhost:1"), "--http")],
+)
+def test_a_bad_option_is_named(options: tuple[str, ...], named: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "interceptor", "cni", "agent", *options], capture_output=True, text=True, check=False, timeout=20
+    )
+    assert done.returncode == 2
+    assert named in done.stderr
+
+
+def test_what_is_there_already_and_no_socket_is_left_alone(runtime: Pod, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("mine")
+    argv = [sys.executable, "-m", "interceptor", "cni", "agent", "--http", "off", "--socket", str(path)]
+    with entered(runtime.path):
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=20)
+    assert done.returncode == 1
+    assert "no socket" in done.stderr
+    assert path.read_text() == "mine"
+
+
+def test_a_request_that_is_being_carried_out_is_answered_after_sigterm(runtime: Pod, tmp_path: Path, pod: Pod) -> None:
+    with agent(runtime, tmp_path) as running, ThreadPoolExecutor(1) as pool:
+        binary = shim(running, runtime)
+        waiting = pool.submit(binary.call, "ADD", pod.path, timeout_s=60)
+        wait_until(lambda: waiting.done() or descriptors(running.process.pid) > 12)
+        running.process.send_signal(signal.SIGTERM)
+        with agent(runtime, tmp_path, "--http", "off", name="second"):
+            assert waiting.result().status == 0
+    assert is_captured(pod)

@@ -1,0 +1,325 @@
+"""The packet relay: one TCP connection from end to end, and nothing of it left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from interceptor import capture
+from interceptor.bpf import links
+from interceptor.config import Config
+from interceptor.sockets import reset_on_close
+from tests.proxy.conversations import converse, read_all, read_exactly
+from tests.proxy.packet_world import entries, losing, tracked, until
+from tests.proxy.pods import DEADLINE_S, INBOUND, OUTBOUND, V4, V6, Pods, ProxyProcess, client, listen, pods, proxy, run
+
+pytestmark = pytest.mark.netns
+PORT = 7400
+NETS = {"v4": V4, "v6": V6}
+FAMILIES = pytest.mark.parametrize("family", ["v4", "v6"])
+COUNT = 120
+TORTURE_COUNT = 10_000
+
+
+@contextmanager
+def splicing(
+    world: Pods, family: str, direction: str = "outbound", mechanism: str = "redirect", **more: Any
+) -> Iterator[ProxyProcess]:
+    """A packet proxy, with what it captures."""
+    port = OUTBOUND if direction == "outbound" else INBOUND
+    modes = {"outbound": "off", "inbound": "off", direction: mechanism}
+    capture.enable(Config(backend="nft", **modes), netns=world.pod)  # type: ignore[arg-type]
+    with proxy(world.pod, listeners=[(direction, mechanism, port, family)], relay="packet", **more) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[Pods]:
+    """A pod and everybody else."""
+    with pods("packet") as made:
+        yield made
+
+
+@contextmanager
+def connected(world: Pods, family: str = "v4") -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Both ends of one connection: the application's, the server's."""
+    ip = NETS[family]["far"]
+    with listen(world.far, ip, PORT) as server, client(world.pod, ip, PORT) as near:
+        far, _ = server.accept()
+        far.settimeout(DEADLINE_S)
+        with far:
+            yield near, far
+
+
+def relays(running: ProxyProcess) -> set[str]:
+    """Which relays the flows that have ended had."""
+    return {flow["relay"] for flow in running.flows}
+
+
+def converse_through(world: Pods, running: ProxyProcess, family: str, direction: str, count: int) -> None:
+    ends = (world.pod, world.far, "far") if direction == "outbound" else (world.far, world.pod, "pod")
+    assert converse(ends[0], ends[1], NETS[family][ends[2]], PORT, count) == []
+    until(lambda: len(running.flows) == count, lambda: len(running.flows))
+
+
+@FAMILIES
+@pytest.mark.parametrize("mechanism", ["redirect", "tproxy"])
+@pytest.mark.parametrize("direction", ["outbound", "inbound"])
+def test_every_way_of_capture_is_spliced_and_leaves_nothing(world: Pods, direction: str, mechanism: str, family: str) -> None:
+    with splicing(world, family, direction, mechanism) as running:
+        converse_through(world, running, family, direction, COUNT)
+        pid = running.process.pid
+        until(lambda: not any(entries(pid).values()), lambda: entries(pid))
+        assert tracked(world.pod, PORT) == []
+    assert relays(running) == {"packet"}
+    assert running.counters["connections_opened"] == running.counters["connections_closed"]
+
+
+@pytest.mark.torture
+@FAMILIES
+@pytest.mark.parametrize("mechanism", ["redirect", "tproxy"])
+@pytest.mark.parametrize("direction", ["outbound", "inbound"])
+def test_thousands_of_conversations(world: Pods, direction: str, mechanism: str, family: str) -> None:
+    with splicing(world, family, direction, mechanism) as running:
+        converse_through(world, running, family, direction, TORTURE_COUNT)
+        pid = running.process.pid
+        until(lambda: not any(entries(pid).values()), lambda: entries(pid))
+        assert tracked(world.pod, PORT) == []
+    assert relays(running) == {"packet"}
+
+
+def test_several_workers_share_the_programs(world: Pods) -> None:
+    with splicing(world, "v4", workers=3) as running:
+        converse_through(world, running, "v4", "outbound", COUNT)
+    assert relays(running) == {"packet"}
+    assert running.counters["connections_opened"] == COUNT
+
+
+def test_bytes_and_duration_are_exact(world: Pods) -> None:
+    with splicing(world, "v4") as running:
+        with connected(world) as (near, far):
+            near.sendall(b"x" * 300_001)
+            near.shutdown(socket.SHUT_WR)
+            assert len(read_all(far)) == 300_001
+            far.sendall(b"y" * 70_003)
+            far.close()
+            assert len(read_all(near)) == 70_003
+        flow = running.flow()
+    assert (flow["bytes_sent"], flow["bytes_received"], flow["reason"]) == (300_001, 70_003, "closed")
+    assert flow["duration_ms"] < 400  # LINGER_S is not part of it
+
+
+@pytest.mark.parametrize("who", ["client", "server"])
+def test_a_reset_is_a_reset_and_says_who(world: Pods, who: str) -> None:
+    with splicing(world, "v4") as running:
+        with connected(world) as (near, far):
+            near.sendall(b"abc")
+            assert far.recv(3) == b"abc"
+            breaking, broken = (near, far) if who == "client" else (far, near)
+            reset_on_close(breaking)
+            breaking.close()
+            with pytest.raises(ConnectionResetError):
+                broken.recv(1)
+        flow = running.flow()
+    assert (flow["reason"], flow["error"], flow["bytes_sent"]) == (
+        "client_failed" if who == "client" else "upstream_failed",
+        "ECONNRESET",
+        3,
+    )
+
+
+def test_an_idle_flow_is_reset_at_both_ends(world: Pods) -> None:
+    with splicing(world, "v4", idle_timeout_s=0.4) as running:
+        with connected(world) as (near, far):
+            near.sendall(b"abc")
+            assert far.recv(3) == b"abc"
+            far.sendall(b"defgh")
+            assert near.recv(5) == b"defgh"
+            for sock in (near, far):
+                with pytest.raises(ConnectionResetError):
+                    sock.recv(1)
+        flow = running.flow()
+        until(lambda: not any(entries(running.process.pid).values()), lambda: entries(running.process.pid))
+    assert (flow["reason"], flow["bytes_sent"], flow["bytes_received"]) == ("idle_timeout", 3, 5)
+
+
+def test_what_drains_too_long_is_reset_at_both_ends(world: Pods) -> None:
+    with splicing(world, "v4", drain_deadline_s=0.2) as running, connected(world) as (near, far):
+        near.sendall(b"abc")
+        assert far.recv(3) == b"abc"
+        running.stop()
+        for sock in (near, far):
+            with pytest.raises(ConnectionResetError):
+                sock.recv(1)
+    assert [flow["reason"] for flow in running.flows] == ["drained"]
+
+
+def test_a_server_that_refuses_is_a_reset(world: Pods) -> None:
+    with splicing(world, "v4") as running:
+        near = client(world.pod, V4["far"], 7999)
+        with pytest.raises(ConnectionResetError), near:
+            near.recv(1)
+        flow = running.flow()
+        assert entries(running.process.pid)["flows"] == 0
+    assert flow["reason"] == "connect_failed"
+
+
+# Sysctl of the far side, and why its connections cannot be spliced: None where they can.
+PECULIAR = {
+    "no_timestamps": ("net.ipv4.tcp_timestamps", "0", "timestamps"),
+    "no_sack": ("net.ipv4.tcp_sack", "0", None),
+    "no_scaling": ("net.ipv4.tcp_window_scaling", "0", None),
+}
+
+
+@pytest.mark.parametrize("name", PECULIAR)
+def test_a_peculiar_server_is_spliced_or_relayed_and_counted(world: Pods, name: str) -> None:
+    sysctl, value, reason = PECULIAR[name]
+    before = run("ip", "netns", "exec", world.far, "sysctl", "-n", sysctl).strip()
+    run("ip", "netns", "exec", world.far, "sysctl", "-w", f"{sysctl}={value}")
+    try:
+        with splicing(world, "v4") as running:
+            converse_through(world, running, "v4", "outbound", COUNT)
+    finally:
+        run("ip", "netns", "exec", world.far, "sysctl", "-w", f"{sysctl}={before}")
+    assert relays(running) == {"splice" if reason else "packet"}
+    assert running.counters.get("relay_fallbacks", {}) == ({reason: COUNT} if reason else {})
+
+
+def test_no_timestamps_on_either_side_is_spliced(world: Pods) -> None:
+    for where in (world.pod, world.far):
+        run("ip", "netns", "exec", where, "sysctl", "-w", "net.ipv4.tcp_timestamps=0")
+    try:
+        with splicing(world, "v4") as running:
+            converse_through(world, running, "v4", "outbound", COUNT)
+    finally:
+        for where in (world.pod, world.far):
+            run("ip", "netns", "exec", where, "sysctl", "-w", "net.ipv4.tcp_timestamps=1")
+    assert relays(running) == {"packet"}
+
+
+def test_a_server_that_takes_small_segments_alone_is_relayed(world: Pods) -> None:
+    run("ip", "-n", world.far, "route", "add", V4["pod"], "dev", "eth0", "advmss", "900")
+    try:
+        with splicing(world, "v4") as running:
+            converse_through(world, running, "v4", "outbound", 20)
+    finally:
+        run("ip", "-n", world.far, "route", "del", V4["pod"])
+    assert running.counters["relay_fallbacks"] == {"mss": 20}
+
+
+def test_a_client_that_takes_small_segments_gets_small_segments(world: Pods) -> None:
+    run("ip", "-n", world.far, "route", "add", V4["pod"], "dev", "eth0", "advmss", "900")
+    try:
+        with splicing(world, "v4", "inbound") as running:
+            converse_through(world, running, "v4", "inbound", 40)
+    finally:
+        run("ip", "-n", world.far, "route", "del", V4["pod"])
+    assert relays(running) == {"packet"}
+
+
+def test_congestion_notification_on_one_leg_alone_is_relayed(world: Pods) -> None:
+    run("ip", "netns", "exec", world.far, "sysctl", "-w", "net.ipv4.tcp_ecn=1")
+    try:
+        with splicing(world, "v4", "inbound") as running:
+            converse_through(world, running, "v4", "inbound", 20)
+    finally:
+        run("ip", "netns", "exec", world.far, "sysctl", "-w", "net.ipv4.tcp_ecn=2")
+    assert running.counters["relay_fallbacks"] == {"ecn": 20}
+
+
+@pytest.fixture
+def bpffs(tmp_path: Path) -> Iterator[str]:
+    """A BPF file system that outlives the proxy: `ip netns exec` has mounts of its own."""
+    links.mount_bpffs(str(tmp_path / "bpf"))
+    try:
+        yield str(tmp_path / "bpf")
+    finally:
+        subprocess.run(["umount", str(tmp_path / "bpf")], check=True)
+
+
+def say(sender: socket.socket, receiver: socket.socket, said: bytes) -> None:
+    """What one end says, the other hears."""
+    sender.sendall(said)
+    assert read_exactly(receiver, len(said)) == said
+
+
+@FAMILIES
+@pytest.mark.parametrize("how", ["killed", "drained"])
+def test_a_flow_outlives_its_proxy_and_is_the_next_one_s(world: Pods, bpffs: str, how: str, family: str) -> None:
+    ip = NETS[family]["far"]
+    with listen(world.far, ip, PORT) as server:
+        with splicing(world, family, packet_pins=bpffs, drain_deadline_s=0.1) as first:
+            near = client(world.pod, ip, PORT)
+            far, _ = server.accept()
+            far.settimeout(DEADLINE_S)
+            say(near, far, b"x" * 100_000)
+            first.process.kill() if how == "killed" else first.stop()
+            first.process.wait()
+        say(far, near, b"y" * 300_000)
+        with splicing(world, family, packet_pins=bpffs) as second:
+            say(near, far, b"z" * 100_000)
+            for sock in (near, far):
+                sock.close()
+            flow = second.flow(lambda flow: flow["original_dst"].endswith(f":{PORT}"))
+            until(lambda: not any(entries(second.process.pid).values()), lambda: entries(second.process.pid))
+            assert tracked(world.pod, PORT) == []
+    assert (flow["bytes_sent"], flow["bytes_received"], flow["reason"]) == (200_000, 300_000, "closed")
+    assert second.counters["connections_adopted"] == 1
+
+
+def test_a_flow_outlives_its_worker(world: Pods) -> None:
+    with splicing(world, "v4", workers=2) as running, connected(world) as (near, far):
+        say(near, far, b"before")
+        for pid in children(running.process.pid):
+            os.kill(pid, signal.SIGKILL)
+        say(far, near, b"after")
+        until(lambda: len(children(running.process.pid)) == 2, lambda: children(running.process.pid))
+        near.close()
+        far.close()
+        flow = running.flow()
+    assert (flow["bytes_sent"], flow["bytes_received"], flow["reason"]) == (6, 5, "closed")
+
+
+def children(pid: int) -> list[int]:
+    """The worker processes of a supervisor."""
+    with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
+        return [int(child) for child in file.read().split()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("direction", ["outbound", "inbound"])
+def test_lost_packets_are_sent_again(world: Pods, direction: str) -> None:
+    # A lost RST is never sent again, by anybody: those conversations end by their deadline, with or without a proxy.
+    with splicing(world, "v4", direction) as running:
+        with losing(world.pod, "eth0", 100), losing(world.far, "eth0", 100):
+            ends = (world.pod, world.far, "far") if direction == "outbound" else (world.far, world.pod, "pod")
+            failures = converse(ends[0], ends[1], V4[ends[2]], PORT, COUNT, without_resets=True)
+        assert failures == []
+        until(lambda: len(running.flows) == COUNT, lambda: len(running.flows))
+    assert relays(running) == {"packet"}
+
+
+def test_a_server_that_does_not_read_stops_its_client(world: Pods) -> None:
+    with splicing(world, "v4"), connected(world) as (near, _far):
+        near.settimeout(0.3)
+        pushed = 0
+        with suppress(TimeoutError):
+            while pushed < 64 << 20:
+                pushed += near.send(bytes(1 << 16))
+        assert pushed < 16 << 20  # two sockets' buffers, as without a proxy
+
+
+def test_the_probe_is_answered_by_a_proxy_that_holds_its_clients(world: Pods) -> None:
+    with splicing(world, "v4"), client(world.pod, V4["far"], 15002) as near:
+        near.sendall(b"?")
+        near.shutdown(socket.SHUT_WR)
+        assert read_all(near)
