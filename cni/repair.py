@@ -28,6 +28,8 @@ EVERY_S = 2.0
 # What could not be repaired is tried again, and told again, no more often.
 RETRY_S = 30.0
 TOLD_AGAIN_S = 60.0
+# One pod, then the next: whatever is wrong, it must not empty a node at once.
+DELETE_EVERY_S = 10.0
 
 Decide: TypeAlias = Callable[[Request, Entry], Decision]
 
@@ -102,6 +104,7 @@ class Repairer:
         self._node = node
         self._configured = configured
         self._looked: dict[object, _Looked] = {}
+        self._next_delete = 0.0
 
     def round(self) -> None:
         """Compare every pod, and repair."""
@@ -186,7 +189,10 @@ class Repairer:
         if self._mode == "label":
             self._node.label(target.known)
             self._done(target, looked, "labelled", "CaptureMissing", "its traffic is not captured as it should be")
-        elif self._mode == "delete":
+        elif self._next_delete > time.monotonic():
+            looked.not_before = self._next_delete
+        else:
+            self._next_delete = time.monotonic() + DELETE_EVERY_S
             self._done(
                 target, looked, "deleted", "CaptureMissing", "deleted, since its traffic is not captured as it should be"
             )

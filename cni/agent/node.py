@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 
@@ -12,6 +13,8 @@ from cni.kube.pods import KnownPod, Pods
 from cni.repair import Found
 from interceptor import facts, netns
 from interceptor.errors import NetnsError
+
+SCAN_EVERY_S = 10.0
 
 
 class ApiNode:
@@ -24,6 +27,8 @@ class ApiNode:
         self._log = log
         self._proc = proc
         self._ways: dict[str, str] = {}
+        self._missing: set[str] = set()
+        self._next_scan = 0.0
 
     def unseen(self, seen: Sequence[str]) -> Iterator[Found]:
         """See repair.Node."""
@@ -35,8 +40,10 @@ class ApiNode:
         names = set(seen)
         wanted = {uid: each for uid, each in wanted.items() if f"{each.view.namespace}/{each.view.name}" not in names}
         self._ways = {uid: way for uid, way in self._ways.items() if uid in wanted and os.path.exists(way)}
-        missing = [uid for uid in wanted if uid not in self._ways]
-        if missing:
+        missing = {uid for uid in wanted if uid not in self._ways}
+        # A pod may have no process for long, and there may be thousands of others to look at.
+        if missing and (missing != self._missing or self._next_scan <= time.monotonic()):
+            self._missing, self._next_scan = missing, time.monotonic() + SCAN_EVERY_S
             self._ways |= find_namespaces({uid: wanted[uid].view.ips for uid in missing}, self._proc)
         for uid, way in self._ways.items():
             pid = way.removeprefix(self._proc + "/").partition("/")[0]

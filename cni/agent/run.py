@@ -60,6 +60,7 @@ class Settings:
 
 def run(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT; what was accepted by then is answered. Raises AgentError."""
+    threading.excepthook = _log_exception
     stopped = _told_to_stop()
     _raise_descriptor_limit()
     metrics = Metrics()
@@ -154,6 +155,10 @@ def _repeat(work: Callable[[], None]) -> Callable[[], None]:
         thread.join()
 
     return stop
+
+
+def _log_exception(what: threading.ExceptHookArgs) -> None:
+    log("bug", traceback="".join(traceback.format_exception(what.exc_type, what.exc_value, what.exc_traceback)))
 
 
 def _told_to_stop() -> int:

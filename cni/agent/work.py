@@ -55,7 +55,11 @@ class Worker:
         said: list[str] = []
         ops = AgentOps(self._decide)
         status, result = plugin.process(environment, received.stdin, ops, said.append)
-        self._remember(received, status, ops.decision)
+        try:
+            self._remember(received, status, ops.decision)
+        except OSError as error:
+            # The pod is as it was asked for; what suffers is repair, after a restart.
+            log("not_remembered", container=environment.get("CNI_CONTAINERID", ""), error=str(error))
         code = int(result["code"]) if status and result else 0
         seconds = time.monotonic() - started
         self._metrics.request(command, code, seconds)
