@@ -123,5 +123,21 @@ func functions(root *template.Template) template.FuncMap {
 		"nindent": func(count int, text string) string { return "\n" + indent(count, text) },
 		"quote":   func(value interface{}) string { return fmt.Sprintf("%q", fmt.Sprint(value)) },
 		"dir":     path.Dir,
+		"dict": func(pairs ...interface{}) map[string]interface{} {
+			found := map[string]interface{}{}
+			for at := 0; at+1 < len(pairs); at += 2 {
+				found[pairs[at].(string)] = pairs[at+1]
+			}
+			return found
+		},
+		// Of equal keys the first map's wins, as in sprig.
+		"merge": func(first, second map[string]interface{}) map[string]interface{} {
+			for key, value := range second {
+				if _, there := first[key]; !there {
+					first[key] = value
+				}
+			}
+			return first
+		},
 	}
 }

@@ -12,11 +12,13 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from interceptor import capture
-from tests.deploy.rendering import ROOT
+from tests.deploy.rendering import ROOT, render
+from tests.deploy.test_chart import containers
 from tests.rig.capturing import options
 from tests.rig.servers import Server, serving
 from tests.runtimes import image
@@ -147,3 +149,42 @@ def test_the_installer_places_a_plugin_that_works(podman: Podman) -> None:
         assert "interceptor-cni" not in machine.run("ls", BIN_DIR)
     assert machine.addresses_in_use() == []
     assert NETWORK in before
+
+
+def test_the_daemonset_s_containers_capture_a_pod(podman: Podman) -> None:
+    """Agent and installer with the arguments, users and capabilities that the chart gives them, on the node's network."""
+    machine = podman.node
+    machine.run("mkdir", "-p", "/run/interceptor", "/etc/interceptor")
+    rendered = render({"agent": {"kubernetes": None}})
+    options_file = next(found["data"]["capture.json"] for found in rendered if found["kind"] == "ConfigMap")
+    machine.write("/etc/interceptor/capture.json", options_file)
+    ours = [container for container in containers(rendered) if container["name"] in ("agent", "install")]
+    assert [container["name"] for container in ours] == ["agent", "install"]
+    with network(machine, "bridge"):
+        before = machine.read(PATH)
+        for container in ours:
+            machine.run(
+                *podman.argv("run", "--detach", "--name", container["name"], "--network", "host", *as_kubelet(container))
+            )
+        machine.until(lambda: "interceptor-cni" in machine.read(PATH), "the installer's entry")
+        with application(podman) as pid:
+            assert is_captured(machine, pid)
+        for container in reversed(ours):
+            # Its end leaves all in place.
+            podman.node.run(*podman.argv("stop", "--time", "10", container["name"]))
+            podman.remove(container["name"])
+        assert "interceptor-cni" in machine.read(PATH)
+        machine.interceptor("cni", "uninstall")
+        assert machine.read(PATH) == before
+
+
+def as_kubelet(container: dict[str, Any]) -> list[str]:
+    """podman's arguments for a container of a pod."""
+    context = container["securityContext"]
+    argv = ["--user", f"{context['runAsUser']}:{context['runAsGroup']}"]
+    argv += ["--read-only"] if context["readOnlyRootFilesystem"] else []
+    argv += ["--security-opt", "no-new-privileges"] if context.get("allowPrivilegeEscalation") is False else []
+    argv += [f"--cap-drop={name}" for name in context["capabilities"]["drop"]]
+    argv += [f"--cap-add={name}" for name in context["capabilities"].get("add", [])]
+    argv += [f"--volume={mount['mountPath']}:{mount['mountPath']}" for mount in container["volumeMounts"]]
+    return [*argv, BUILT, *container["args"]]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -27,6 +29,38 @@ def conflist(primary: str) -> str:
     if primary == "bridge":
         first |= {"bridge": "cni-bridge", "isGateway": True}
     return json.dumps({"cniVersion": "1.0.0", "name": NETWORK, "plugins": [first, PORTMAP]}, indent=4) + "\n"
+
+
+AGENT_SOCKET = "/run/interceptor/cni.sock"
+# Who does the plugin's work, and what the installer is told for it.
+WORKERS: dict[str, tuple[str, ...]] = {"in-process": (), "agent": ("--agent-socket", AGENT_SOCKET)}
+
+
+@contextmanager
+def agent(node: Node) -> Iterator[None]:
+    """The node agent runs within the block, as the DaemonSet has it: on the node's network, seeing no runtime's directory."""
+    log = node.directory / "agent.log"
+    argv = node.inside(sys.executable, "-m", "interceptor", "cni", "agent", "--socket", AGENT_SOCKET, "--http", "off")
+    with log.open("a") as stderr:
+        running = subprocess.Popen(argv, stderr=stderr)
+    try:
+        node.until(
+            lambda: running.poll() is not None or node.attempt("test", "-S", AGENT_SOCKET).status == 0, "the agent's socket"
+        )
+        assert running.poll() is None, log.read_text()
+        yield
+    finally:
+        node.end(running)
+
+
+@contextmanager
+def working(node: Node, worker: str) -> Iterator[tuple[str, ...]]:
+    """Whoever does the plugin's work is there; the installer's options for it."""
+    if worker == "agent":
+        with agent(node):
+            yield WORKERS[worker]
+    else:
+        yield WORKERS[worker]
 
 
 @contextmanager

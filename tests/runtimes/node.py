@@ -9,6 +9,7 @@ overlay can't hold, goes to the node's directory. Every process in the node ends
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -113,6 +114,13 @@ class Node:
     def read(self, path: str) -> str:
         """A file's text; "" when it is missing."""
         return self.run("sh", "-c", '[ ! -e "$1" ] || cat "$1"', "sh", path)
+
+    def end(self, running: subprocess.Popen[str] | subprocess.Popen[bytes]) -> None:
+        """SIGTERM to a program that inside() started, and its end awaited; nsenter, which stands before it, passes no signal on."""
+        with open(f"/proc/{running.pid}/task/{running.pid}/children", encoding="ascii") as children:
+            for pid in children.read().split():
+                os.kill(int(pid), signal.SIGTERM)
+        running.wait(timeout=DEADLINE_S)
 
     def netns_of(self, pid: int) -> str:
         """The network namespace of a process on the node, as a path that the tests can use."""

@@ -30,17 +30,10 @@ def proxying(node: Node, pid: int, *options: str) -> Iterator[list[dict[str, Any
             )
             yield flows
         finally:
-            # To the proxy itself: nsenter stands before it, and doesn't pass a signal on.
-            for child in _children(proxy.pid):
-                subprocess.run(["kill", f"-{signal.SIGTERM.value}", str(child)], check=False)
+            node.end(proxy)
             stdout, stderr = proxy.communicate(timeout=DEADLINE_S)
             assert proxy.returncode in (0, 128 + signal.SIGTERM), stderr
         flows += [json.loads(line) for line in stdout.splitlines()]
-
-
-def _children(pid: int) -> list[int]:
-    with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
-        return [int(word) for word in file.read().split()]
 
 
 def is_open(netns: str, address: str, port: int) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
@@ -17,7 +17,7 @@ from tests.rig.servers import Servers
 from tests.runtimes import image
 from tests.runtimes.base import Runtime
 from tests.runtimes.conftest import WORLD_PORT
-from tests.runtimes.network import captured_network, network, network_with_entry
+from tests.runtimes.network import WORKERS, agent, captured_network, network, network_with_entry, working
 from tests.runtimes.node import NODE, WORLD, Done, Node
 from tests.runtimes.sidecar import addresses, page, proxying
 
@@ -40,17 +40,31 @@ def pod(runtime: Runtime, name: str, *ports: tuple[int, int]) -> Iterator[int]:
     assert runtime.node.addresses_in_use() == []
 
 
-def ask_world(runtime: Runtime, name: str, uid: int, family: str) -> Any:
+def ask_world(runtime: Runtime, name: str, uid: int, family: str, wait_s: int = 5) -> Any:
     """Who answered a client in the container; None when nobody did."""
-    done = runtime.execute(name, uid, "sh", "-c", f"nc -w 5 {WORLD[family]} {WORLD_PORT} </dev/null")
+    done = runtime.execute(name, uid, "sh", "-c", f"nc -w {wait_s} {WORLD[family]} {WORLD_PORT} </dev/null")
     return json.loads(done.stdout)["server"] if done.stdout else None
 
 
-@pytest.mark.parametrize("mode", CAPTURE)
-@pytest.mark.parametrize("primary", ["bridge", "ptp"])
-def test_outbound_is_captured_but_for_the_proxys(runtime: Runtime, world: Servers, primary: str, mode: str) -> None:
-    with captured_network(runtime.node, primary, "--capture", json.dumps(CAPTURE[mode])), pod(runtime, "out") as pid:
-        assert [ask_world(runtime, "out", image.UID, family) for family in WORLD] == [None, None], "captured, and no proxy yet"
+@pytest.mark.parametrize(
+    ("primary", "mode", "worker"),
+    [
+        ("bridge", "redirect", "in-process"),
+        ("ptp", "tproxy", "in-process"),
+        ("bridge", "tproxy", "agent"),
+        ("ptp", "redirect", "agent"),
+    ],
+)
+def test_outbound_is_captured_but_for_the_proxys(
+    runtime: Runtime, world: Servers, primary: str, mode: str, worker: str
+) -> None:
+    with (
+        working(runtime.node, worker) as installed,
+        captured_network(runtime.node, primary, "--capture", json.dumps(CAPTURE[mode]), *installed),
+        pod(runtime, "out") as pid,
+    ):
+        unproxied = [ask_world(runtime, "out", image.UID, family, wait_s=1) for family in WORLD]
+        assert unproxied == [None, None], "captured, and no proxy yet"
         assert [ask_world(runtime, "out", PROXY_UID, family) for family in WORLD] == ["world", "world"]
         with proxying(runtime.node, pid, *(f"--{name}={value}" for name, value in CAPTURE[mode].items())) as flows:
             for uid in (image.UID, PROXY_UID):
@@ -76,9 +90,14 @@ def test_inbound_is_captured_through_a_mapped_port_too(runtime: Runtime, primary
     assert [flow["direction"] for flow in flows] == ["inbound"] * len(pages)
 
 
-def test_many_pods_at_once(runtime: Runtime) -> None:
-    names = [f"p{number}" for number in range(PARALLEL)]
-    with captured_network(runtime.node, "bridge"), ThreadPoolExecutor(PARALLEL) as pool:
+@pytest.mark.parametrize("worker", WORKERS)
+def test_many_pods_at_once(runtime: Runtime, worker: str) -> None:
+    names = [f"{worker[:2]}{number}" for number in range(PARALLEL)]
+    with (
+        working(runtime.node, worker) as installed,
+        captured_network(runtime.node, "bridge", *installed),
+        ThreadPoolExecutor(PARALLEL) as pool,
+    ):
         try:
             assert [done.status for done in pool.map(runtime.start, names)] == [0] * PARALLEL
             # Eight namespaces, eight captures, each whole.
@@ -147,4 +166,22 @@ def test_without_the_agent_no_pod_runs(runtimes: dict[str, Runtime], machine: No
         found = list(pool.map(attempt, runtimes.values()))
     assert all(done.status != 0 for done in found), found
     assert all("agent cannot be reached" in done.stdout + done.stderr for done in found), found
+    assert machine.addresses_in_use() == []
+
+
+def test_a_pod_waits_for_an_agent_that_comes_back(runtimes: dict[str, Runtime], machine: Node) -> None:
+    """An upgrade of the agent fails no pod."""
+    everyone = runtimes.values()
+    with ThreadPoolExecutor(len(runtimes)) as pool, ExitStack() as installed:
+        with agent(machine):
+            installed.enter_context(captured_network(machine, "bridge", *WORKERS["agent"]))
+        started = [pool.submit(runtime.start, "waits") for runtime in everyone]
+        # The primary plugin has given each its two addresses: ours is being waited for.
+        machine.until(lambda: len([path for path in machine.addresses_in_use() if "networks" in path]) == 6, "three pods wait")
+        assert not any(each.done() for each in started)
+        with agent(machine):
+            assert [each.result().status for each in started] == [0] * len(runtimes)
+            found = [capture.check(options(), netns=machine.netns_of(each.pid("waits"))).differences for each in everyone]
+            assert found == [()] * len(runtimes)
+            assert [each.remove("waits").status for each in everyone] == [0] * len(runtimes)
     assert machine.addresses_in_use() == []

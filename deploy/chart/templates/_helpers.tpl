@@ -25,6 +25,18 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 {{- end -}}
 
+{{/* "true" where the agent asks the API. */}}
+{{- define "interceptor.asksApi" -}}
+{{- if and .Values.agent.enabled (ne (toJson .Values.agent.kubernetes) "null") -}}
+true
+{{- end -}}
+{{- end -}}
+
+{{/* The entry's `kubernetes`: the agent's own pods are known by their namespace. */}}
+{{- define "interceptor.kubernetes" -}}
+{{- toJson (merge (dict "agentNamespace" .Release.Namespace) .Values.agent.kubernetes) -}}
+{{- end -}}
+
 {{- define "interceptor.cniMounts" -}}
 - name: cni-conf
   mountPath: {{ .Values.cni.confDir }}
