@@ -1,6 +1,7 @@
 """TPROXY's policy routes: `ip rule` by mark into a table whose default route delivers everything locally.
 
-Ours by the protocol number that both carry in the kernel. Reading is raw netlink; only a change imports pyroute2.
+Ours by the protocol number that both carry in the kernel. Reading is raw netlink; a change is pyroute2's, where there are
+packages: the static CNI plugin has none, and sends the messages itself.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from interceptor.values import Family, Mark
 if TYPE_CHECKING:
     from pyroute2 import IPRoute
 
+    from interceptor.backends.route_messages import RouteMessages
+
 # Neither the kernel's rtnetlink.h nor iproute2's rt_protos names 137.
 PROTOCOL = 137
 # Before the main table (32766), after local (0). Istio's own rules and Cilium's (9, 100) keep their places.
@@ -29,7 +32,11 @@ METRIC = 1337
 RTM_GETROUTE = 26  # linux/rtnetlink.h, to the end of this block
 RTM_GETRULE = 34
 RTN_LOCAL = 2
+RTN_NAMES = {1: "unicast", 6: "blackhole", 7: "unreachable", 8: "prohibit", 9: "throw"}
+RTA_DST = 1
 RTA_OIF = 4
+RTA_GATEWAY = 5
+RTA_PRIORITY = 6
 RTA_TABLE = 15
 FRA_PRIORITY = 6  # linux/fib_rules.h, to the end of this block
 FRA_FWMARK = 10
@@ -56,6 +63,39 @@ class _Halves:
 def present() -> tuple[PolicyRoute, ...]:
     """What is ours now. Half of one, left by a crash, stands as a route without a mark, or into table 0."""
     return tuple(route for family in Family for route in _paired(_halves(family)))
+
+
+def overriding(wanted: Sequence[PolicyRoute]) -> Iterator[str]:
+    """Routes of others in the tables of `wanted` that win over ours, for some packet at least, and do not deliver locally."""
+    for family, table in dict.fromkeys((route.family, route.table) for route in wanted):
+        number = ADDRESS_FAMILIES[family]
+        asked = _ROUTE.pack(number, 0, 0, 0, table if table < 256 else 0, 0, 0, 0, 0) + netlink.attr(RTA_TABLE, _packed(table))
+        for answer in _dump(RTM_GETROUTE, asked):
+            _, dst_length, src_length, tos, short_table, _, _, kind, _ = _ROUTE.unpack_from(answer)
+            attributes = netlink.parse_attrs(answer[_ROUTE.size :])
+            metric = _u32(attributes.get(RTA_PRIORITY), 0)
+            wins = dst_length or src_length or tos or metric <= METRIC
+            # Istio puts a route like ours there: it does the same, whoever wins.
+            if kind != RTN_LOCAL and wins and _u32(attributes.get(RTA_TABLE), short_table) == table:
+                yield f"IP{family.value} table {table}: {_shown(number, kind, dst_length, attributes)} metric {metric}"
+
+
+def _shown(family: int, kind: int, dst_length: int, attributes: dict[int, bytes]) -> str:
+    """As ip-route(8) takes it."""
+    words = [RTN_NAMES.get(kind, str(kind))]
+    words.append(f"{socket.inet_ntop(family, attributes[RTA_DST])}/{dst_length}" if RTA_DST in attributes else "default")
+    if RTA_GATEWAY in attributes:
+        words += ["via", socket.inet_ntop(family, attributes[RTA_GATEWAY])]
+    if RTA_OIF in attributes:
+        words += ["dev", _interface(_u32(attributes[RTA_OIF], 0))]
+    return " ".join(words)
+
+
+def _interface(index: int) -> str:
+    try:
+        return socket.if_indextoname(index)
+    except OSError:  # it went a moment ago
+        return f"if{index}"
 
 
 def ensure(routes: Sequence[PolicyRoute]) -> None:
@@ -124,8 +164,8 @@ def _dump(kind: int, payload: bytes) -> list[bytes]:
     try:
         return netlink.dump(netlink.NETLINK_ROUTE, kind, payload)
     except OSError as error:
-        # A kernel without IPv6, or without policy routing.
-        if error.errno in (errno.EAFNOSUPPORT, errno.EOPNOTSUPP):
+        # A kernel without IPv6, or without policy routing; a table that does not exist.
+        if error.errno in (errno.EAFNOSUPPORT, errno.EOPNOTSUPP, errno.ENOENT):
             return []
         raise BackendError(f"listing ip rules and routes: {error.strerror or error}") from error
 
@@ -134,15 +174,31 @@ def _u32(payload: bytes | None, otherwise: int) -> int:
     return int.from_bytes(payload, "little" if struct.pack("=H", 1) == b"\x01\x00" else "big") if payload else otherwise
 
 
-def _opened() -> IPRoute:
-    from pyroute2 import IPRoute  # 180–250 ms: only when there is something to change
+def _packed(number: int) -> bytes:
+    return struct.pack("=I", number)
 
+
+def _opened() -> IPRoute | RouteMessages:
+    try:
+        from pyroute2 import IPRoute  # 180–250 ms: only when there is something to change
+    except ModuleNotFoundError:
+        from interceptor.backends.route_messages import RouteMessages
+
+        return RouteMessages()
     return IPRoute()
 
 
-def _change_rule(ip: IPRoute, verb: str, family: Family, mark: Mark, table: int) -> None:
-    from pyroute2 import NetlinkError
+def _refusal() -> type[Exception]:
+    # What _opened()'s answer raises; in both the first argument is the kernel's errno.
+    try:
+        from pyroute2 import NetlinkError
+    except ModuleNotFoundError:
+        return OSError
+    refusal: type[Exception] = NetlinkError
+    return refusal
 
+
+def _change_rule(ip: IPRoute | RouteMessages, verb: str, family: Family, mark: Mark, table: int) -> None:
     try:
         ip.rule(
             verb,
@@ -153,14 +209,12 @@ def _change_rule(ip: IPRoute, verb: str, family: Family, mark: Mark, table: int)
             table=table,
             protocol=PROTOCOL,
         )
-    except NetlinkError as error:
+    except _refusal() as error:
         what = f"IP{family.value} rule priority {PRIORITY} fwmark {mark} lookup {table}"
-        raise _failed(verb, what, error.code) from error
+        raise _failed(verb, what, error.args[0]) from error
 
 
-def _change_route(ip: IPRoute, verb: str, family: Family, table: int) -> None:
-    from pyroute2 import NetlinkError
-
+def _change_route(ip: IPRoute | RouteMessages, verb: str, family: Family, table: int) -> None:
     try:
         ip.route(
             verb,
@@ -173,14 +227,17 @@ def _change_route(ip: IPRoute, verb: str, family: Family, table: int) -> None:
             priority=METRIC,
             scope="host",
         )
-    except NetlinkError as error:
-        raise _failed(verb, f"IP{family.value} route local default dev lo table {table}", error.code) from error
+    except _refusal() as error:
+        raise _failed(verb, f"IP{family.value} route local default dev lo table {table}", error.args[0]) from error
 
 
 def _failed(verb: str, what: str, code: int) -> InterceptorError:
     action = "adding" if verb == "add" else "deleting"
     if code == errno.EACCES:  # not EPERM, which is what a missing capability gets
-        return Unsupported(f"{action} {what}: IPv6 is off on lo: set net.ipv6.conf.lo.disable_ipv6=0, or give --ip-family v4")
+        return Unsupported(
+            f"{action} {what}: IPv6 is off on lo, where TPROXY delivers: "
+            "set net.ipv6.conf.lo.disable_ipv6=0, or give --ip-family v4"
+        )
     hints = {
         errno.EEXIST: " with another owner; see `ip rule` and `ip route show table all`",
         errno.ENETDOWN: "; `ip link set lo up` first",
