@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import stat
 from contextlib import suppress
@@ -18,6 +19,8 @@ POKE = ".interceptor-poke"
 # Sorts before whatever single configuration it takes the place of.
 OWN_LIST = "00-interceptor.conflist"
 NEW_MODE = 0o600
+AT_FDCWD = -100  # linux/fcntl.h
+RENAME_EXCHANGE = 2  # linux/fs.h
 
 
 class InstallError(Exception):
@@ -80,27 +83,69 @@ def write(path: str, content: bytes, mode: int | None = None) -> None:
         raise InstallError(f"writing {path}: {error.strerror}") from error
 
 
-def _write(path: str, content: bytes, mode: int | None) -> None:
-    folder, name = os.path.split(path)
-    new = os.path.join(folder, f".{name}{TEMPORARY}")
-    before = os.stat(path) if os.path.exists(path) else None
-    with suppress(FileNotFoundError):
-        os.unlink(new)  # of a run that was killed
-    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+def replace(path: str, expected: bytes, content: bytes) -> bool:
+    """As write(), if the file holds `expected` at the moment it is replaced; else nothing, and False. Raises InstallError.
+
+    The old file comes out by the same step that puts the new one in (RENAME_EXCHANGE, renameat2(2)): what another program wrote
+    since we read it is seen, and goes back.
+    """
+    new = _temporary(path)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            if before is not None:
-                os.fchown(file.fileno(), before.st_uid, before.st_gid)
-            os.fchmod(file.fileno(), mode if mode is not None else stat.S_IMODE(before.st_mode) if before else NEW_MODE)
-            os.fsync(file.fileno())
+        _prepare(path, new, content, None)
+        _exchange(new, path)
+        with open(new, "rb") as file:
+            is_expected = file.read() == expected
+        if not is_expected:
+            _exchange(new, path)
+            with open(new, "rb") as file:
+                if file.read() != content:
+                    # And once more since: that is the newest.
+                    os.rename(new, path)
+                    return False
+        os.unlink(new)
+    except OSError as error:
+        with suppress(OSError):
+            os.unlink(new)
+        raise InstallError(f"writing {path}: {error.strerror}") from error
+    _sync(os.path.dirname(path))
+    return is_expected
+
+
+def _exchange(one: str, other: str) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def _temporary(path: str) -> str:
+    folder, name = os.path.split(path)
+    return os.path.join(folder, f".{name}{TEMPORARY}")
+
+
+def _write(path: str, content: bytes, mode: int | None) -> None:
+    new = _temporary(path)
+    try:
+        _prepare(path, new, content, mode)
         os.rename(new, path)
     except OSError:
         with suppress(OSError):
             os.unlink(new)
         raise
-    _sync(folder)
+    _sync(os.path.dirname(path))
+
+
+def _prepare(path: str, new: str, content: bytes, mode: int | None) -> None:
+    before = os.stat(path) if os.path.exists(path) else None
+    with suppress(FileNotFoundError):
+        os.unlink(new)  # of a run that was killed
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        if before is not None:
+            os.fchown(file.fileno(), before.st_uid, before.st_gid)
+        os.fchmod(file.fileno(), mode if mode is not None else stat.S_IMODE(before.st_mode) if before else NEW_MODE)
+        os.fsync(file.fileno())
 
 
 def remove(path: str) -> bool:

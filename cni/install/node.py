@@ -105,13 +105,11 @@ def put_entry(node: Node) -> list[Change]:
     """The conflist's part of install(): begun anew as long as somebody else writes it under our hands."""
     for _ in range(TRIES):
         changes = [change for change in _list_changes(node) if change.before != change.after]
-        if all(_is_still(change) for change in changes):
-            for change in changes:
-                _apply(change)
-            if not any(change.before != change.after for change in _list_changes(node)):
-                if changes:
-                    files.poke(node.net_dir)
-                return changes
+        applied = all(_apply(change) for change in changes)
+        if applied and not any(change.before != change.after for change in _list_changes(node)):
+            if changes:
+                files.poke(node.net_dir)
+            return changes
     raise InstallError(f"{node.net_dir}: another program rewrites the conflist all the time")
 
 
@@ -122,7 +120,7 @@ def uninstall(node: Node) -> list[Change]:
         changes = [change for change in _changes_without_entry(node) if change.before != change.after]
         if not changes:
             break
-        done += [change for change in changes if _is_still(change) and _apply(change)]
+        done += [change for change in changes if _apply(change)]
         files.poke(node.net_dir)
     binary = _binary_change(node, None)
     if _apply(binary):
@@ -219,15 +217,14 @@ def _content(path: str) -> bytes | None:
         raise InstallError(f"reading {path}: {error.strerror}") from error
 
 
-def _is_still(change: Change) -> bool:
-    return _content(change.path) == change.before
-
-
 def _apply(change: Change, mode: int | None = None) -> bool:
+    """Whether the file is as wanted now and was not before; False, too, when another program has changed it since."""
     if change.before == change.after:
         return False
     if change.after is None:
         return files.remove(change.path)
+    if change.before is not None and mode is None:
+        return files.replace(change.path, change.before, change.after)
     files.write(change.path, change.after, mode)
     return True
 

@@ -213,7 +213,7 @@ def test_beside_a_writer_that_never_stops_the_file_is_whole_and_the_fight_told(
         rounds += 1
         assert rounds < 50, keeping
         new = path.with_suffix(".calico")
-        new.write_text(CALICO.replace("1.0", str(rounds)))
+        new.write_text(CALICO.replace('mtu": 1.0', f'mtu": {rounds}'))
         new.rename(path)
         again = time.monotonic() + 0.1
         while time.monotonic() < again:
