@@ -261,11 +261,16 @@ class Connection:
         running.start(first if preface is None else preface(self) + first)
 
     def _end_client(self) -> None:
-        _shut_down(self.client)
+        assert self.running is not None
+        if self.running.asks_peers:
+            _shut_down(self.client)
 
     def _end_upstream(self) -> None:
         assert self.upstream is not None
-        _shut_down(self.upstream)
+        assert self.running is not None
+        # A packet relay's peers have each other's FIN already; ours would be sent, and sent again, to nobody.
+        if self.running.asks_peers:
+            _shut_down(self.upstream)
 
     def _finish(self) -> None:
         assert self.upstream is not None

@@ -30,7 +30,7 @@ class Running(Protocol):
 
     @property
     def asks_peers(self) -> bool:
-        """Whether keepalive (SO_KEEPALIVE) on the two sockets reaches the peers; otherwise theirs reaches each other."""
+        """Whether what the two sockets say (FIN, keepalive) reaches the peers; otherwise those talk to each other."""
 
     @property
     def ended_at(self) -> float | None:
