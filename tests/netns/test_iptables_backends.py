@@ -18,11 +18,11 @@ from interceptor.backends import cttimeout, surroundings
 from interceptor.backends.base import compare
 from interceptor.backends.iptables import IptablesBackend, Programs, Tool
 from interceptor.backends.libiptc import Libiptc, LibiptcBackend
-from interceptor.config import Config, parse_cidrs, parse_ids, parse_ports, parse_uid_rules
+from interceptor.config import Config
 from interceptor.errors import BackendError
 from interceptor.plan.build import build_plan
 from interceptor.plan.model import HostFacts, Plan, TimeoutPolicy
-from interceptor.values import Family
+from interceptor.values import Family, parse_cidrs, parse_ids, parse_ports, parse_uid_rules
 
 pytestmark = [pytest.mark.netns, pytest.mark.slow]
 

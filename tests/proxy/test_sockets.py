@@ -158,7 +158,7 @@ def test_a_record_is_json_whatever_is_in_it() -> None:
         "pid": 7,
         "command": 'a "b"\\\n\x01é',
         "relay": "splice",
-    } | dict.fromkeys(("connect_ms", "fallback", "sni", "alpn", "host"))
+    } | dict.fromkeys(("connect_ms", "fallback", "sni", "alpn", "host", "dns_name", "dns"))
 
 
 @pytest.mark.parametrize(
