@@ -116,7 +116,7 @@ class Node:
         return self.run("sh", "-c", '[ ! -e "$1" ] || cat "$1"', "sh", path)
 
     def end(self, running: subprocess.Popen[str] | subprocess.Popen[bytes]) -> None:
-        """SIGTERM to a program that inside() started, and wait for its end. nsenter, before it, passes no signal on."""
+        """SIGTERM to a program that inside() started, and wait for it. nsenter, which stands before it, passes no signal on."""
         with open(f"/proc/{running.pid}/task/{running.pid}/children", encoding="ascii") as children:
             for pid in children.read().split():
                 os.kill(int(pid), signal.SIGTERM)
