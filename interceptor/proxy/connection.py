@@ -15,7 +15,6 @@ from interceptor.proxy import closing
 from interceptor.proxy.flows import Flow, errno_name
 from interceptor.proxy.hooks import HEARD_SIZE
 from interceptor.proxy.loop import STREAM
-from interceptor.proxy.metrics import OWNERS_SKIPPED
 from interceptor.proxy.peek import NOTHING, Names, Peek
 from interceptor.proxy.relay.base import Running
 from interceptor.proxy.session import TRANSITIONS, Command, Event, IllegalEvent, Reason, State
@@ -123,14 +122,14 @@ class Connection:
     def feed(self, event: Event, number: int = 0) -> None:
         """Tell the session of `event` and carry out what it answers. `number` is a failure's errno."""
         try:
-            state, commands, reason = TRANSITIONS[self.state][event]
+            state, commands, reason = CARRY_OUT[self.state][event]
         except KeyError:
             raise IllegalEvent(self.state, event) from None
         self.state = state
         if reason is not None:
             self._note_end(event, reason, number)
-        for command in commands:
-            CARRY_OUT[command](self)
+        for carry_out in commands:
+            carry_out(self)
 
     def _note_end(self, event: Event, reason: Reason, number: int) -> None:
         self._reason = reason
@@ -303,7 +302,7 @@ class Connection:
         runtime = self._acceptor.runtime
         owners = runtime.owners
         if not owners.credit and not owners.renewed(self.start):
-            runtime.counts.add(OWNERS_SKIPPED)
+            self._acceptor.counts.owner_skipped()
             return
         if self._acceptor.direction == "inbound":
             self._owner = owners.of_application(self.original_dst)
@@ -400,4 +399,11 @@ _BY_COMMAND = {
     Command.RESET: Connection._reset,  # noqa: SLF001
     Command.REPORT: Connection._report,  # noqa: SLF001
 }
-CARRY_OUT = tuple(_BY_COMMAND[command] for command in Command)
+# The session's table with the commands looked up.
+CARRY_OUT = {
+    state: {
+        event: (after, tuple(_BY_COMMAND[command] for command in commands), reason)
+        for event, (after, commands, reason) in transitions.items()
+    }
+    for state, transitions in TRANSITIONS.items()
+}

@@ -25,7 +25,8 @@ BATCH_S = 0.1
 # A reader that is stuck must not keep the proxy from ending.
 CLOSE_S = 1.0
 # Formatted in one go, some 100 µs; then the interpreter is offered to the proxy's own thread, which may have packets waiting.
-STRIDE = 16
+# Less often is cheaper: each offer that is taken is two switches of threads.
+STRIDE = 48
 # Several workers write to one pipe: up to PIPE_BUF bytes are not mixed with another writer's (pipe(7)). A file takes more.
 PIPE_BUF = 4096
 FILE_CHUNK = 65536

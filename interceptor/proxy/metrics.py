@@ -267,8 +267,8 @@ class ListenerCounts:
     """What is counted for every connection of one listener, all indexes looked up."""
 
     __slots__ = (
-        *("_cells", "_closed", "_connected", "_ended", "_failed", "_lasted", "_opened", "_received", "_sent", "_started"),
-        "_usable",
+        *("_cells", "_closed", "_connected", "_ended", "_failed", "_lasted", "_opened", "_owners_skipped", "_received"),
+        *("_sent", "_started", "_usable"),
     )
 
     def __init__(self, counts: Counts, direction: str, mode: str) -> None:
@@ -281,12 +281,17 @@ class ListenerCounts:
         self._connected = Observed(counts, CONNECT_TIME, direction)
         self._usable = Observed(counts, OPEN_TIME, direction)
         self._lasted = Observed(counts, DURATION, direction)
+        self._owners_skipped = OWNERS_SKIPPED.cell()
         self._started = {relay: RELAYS_STARTED.cell(relay) for relay in RELAYS}
         self._ended = {relay: RELAYS_ENDED.cell(relay) for relay in RELAYS}
 
     def opened(self) -> None:
         """A connection was taken."""
         self._cells[self._opened] += 1
+
+    def owner_skipped(self) -> None:
+        """There was no time to ask whose it is."""
+        self._cells[self._owners_skipped] += 1
 
     def connected(self, connect_s: float, open_s: float) -> None:
         """Its upstream is there: `connect_s` after dialling, `open_s` after accept."""

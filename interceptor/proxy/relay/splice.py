@@ -349,10 +349,12 @@ class ClientEnd(End):
         loop = self.shared.loop
         client, upstream = self.sock.fileno(), self.peer.sock.fileno()
         # What of the client was told before, nobody will tell again.
-        self.more = EPOLLIN if loop.is_watched(client) else 0
+        was_told = loop.is_watched(client)
+        self.more = EPOLLIN if was_told else 0
         loop.watch_stream(upstream, self.peer.ready)
-        # The client's bytes usually wait already: read before it is watched, they need no event.
-        if not first or self.write_to_peer(first):
+        # The client's bytes usually wait already: read before it is watched, they need no event. Behind some that were read
+        # there are seldom more at once, and a read in vain costs an exception: the loop will tell.
+        if not first or (self.write_to_peer(first) and was_told):
             self.read()
         if self.edges is not NOBODY:
             loop.watch_stream(client, self.ready)
