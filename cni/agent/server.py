@@ -115,6 +115,8 @@ class Server:
         if uid != 0:
             raise wire.WireError(f"process {pid} of uid {uid} asked; only root may")
         received = receive(connection)
+        if received is None:
+            return
         try:
             status, stdout, stderr = self._handler(received)
         finally:
@@ -123,8 +125,11 @@ class Server:
         connection.sendall(wire.answer(status, stdout, stderr))
 
 
-def receive(connection: socket.socket) -> Received:
-    """One request. Raises OSError or WireError; then no descriptor is left open."""
+def receive(connection: socket.socket) -> Received | None:
+    """One request. None: closed without a byte, as the installer does, which looks whether somebody listens.
+
+    Raises OSError or WireError; then no descriptor is left open.
+    """
     space = socket.CMSG_SPACE(DESCRIPTORS.size)
     head, ancillary, _, _ = connection.recvmsg(wire.REQUEST_HEAD, space)
     descriptors = [
@@ -133,6 +138,8 @@ def receive(connection: socket.socket) -> Received:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS)
         for (number,) in DESCRIPTORS.iter_unpack(content[: len(content) // DESCRIPTORS.size * DESCRIPTORS.size])
     ]
+    if not head:
+        return None
     try:
         if len(head) < wire.REQUEST_HEAD:
             head += _rest(connection, wire.REQUEST_HEAD - len(head))

@@ -70,6 +70,19 @@ def test_another_users_request_is_not_answered(runtime: Pod) -> None:
         assert "uid 65534" in running.wait_for("refused")["reason"]
 
 
+def test_who_only_looks_whether_it_listens_is_no_news(runtime: Pod, tmp_path: Path) -> None:
+    """The installer does, twice a minute."""
+    with agent(runtime, tmp_path) as running:
+        for said in (b"", b"x"):
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.connect(running.socket_path)
+                sock.sendall(said)
+                sock.shutdown(socket.SHUT_WR)
+                assert sock.recv(1) == b""
+        running.wait_for("refused")
+        assert len([line for line in running.log() if line["event"] == "refused"]) == 1
+
+
 @pytest.mark.parametrize("said", [b"", b"x", b"GET / HTTP/1.1\r\n\r\n", b"ITC1" + b"\xff" * 8], ids=repr)
 def test_what_is_no_shim_does_no_harm(runtime: Pod, tmp_path: Path, pod: Pod, said: bytes) -> None:
     with agent(runtime, tmp_path) as running:
