@@ -20,6 +20,7 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/pytest -q --co tests --ignore tests/deploy >/dev/null
 	$(BIN)/pytest -q tests/unit tests/property
 
 unit: $(STAMP)
