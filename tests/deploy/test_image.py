@@ -40,8 +40,9 @@ INIT = (*CONFINED, "--cap-add", "NET_ADMIN", "--cap-add", "NET_RAW", "--user", "
 
 
 def run(*argv: str) -> str:
-    """The stdout of a command that must succeed. In a mount namespace of its own, where what it mounts goes with it."""
-    private = ("unshare", "--mount", "--propagation", "private", "--")
+    """The stdout of a command that must succeed. In a mount namespace of its own: its mounts and locks go with it."""
+    hidden = 'if [ -d /etc/cni ]; then mount -t tmpfs tmpfs /etc/cni; fi; exec "$@"'
+    private = ("unshare", "--mount", "--propagation", "private", "--", "sh", "-ec", hidden, "sh")
     done = subprocess.run([*private, *argv], cwd=ROOT, capture_output=True, text=True, timeout=BUILD_S, check=False)
     assert done.returncode == 0, f"{' '.join(argv)}: {done.stdout}{done.stderr}"
     return done.stdout.strip()

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -163,6 +163,17 @@ def node(directory: Path) -> Iterator[Node]:
                 yield Node(net, world, directory, _child(outer.pid))
             finally:
                 outer.kill()
+                outer.wait()
+                _remove_empty_cgroups()
+
+
+def _remove_empty_cgroups() -> None:
+    # The runtimes' parents of containers' cgroups, which they leave; one that holds anything cannot be removed.
+    for name in ("libpod_parent", "k8s.io"):
+        for parent in (*Path("/sys/fs/cgroup").glob(name), *Path("/sys/fs/cgroup").glob(f"*/{name}")):
+            for path in (*sorted(parent.rglob("*/"), reverse=True), parent):
+                with suppress(OSError):
+                    path.rmdir()
 
 
 def _child(pid: int) -> int:
