@@ -23,7 +23,8 @@ from interceptor import capture
 from interceptor.errors import InterceptorError
 
 Mode: TypeAlias = Literal["heal", "label", "delete", "off"]
-# A pod without rules is unprotected: healed within 5 s of the loss. A round costs 0.3 ms of processor time a pod whose rules are untouched.
+# A pod without rules is unprotected: healed within 5 s of the loss. A round costs 0.3 ms of processor time a pod, while its
+# rules are untouched.
 EVERY_S = 2.0
 # What could not be repaired is tried again, and told again, no more often.
 RETRY_S = 30.0
