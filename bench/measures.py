@@ -64,7 +64,7 @@ MEASURES = {
             "conn",
             "New connections, 64 at a time, one request each",
             "connection",
-            (Metric("rate", "conn/s", ratios=("none", "envoy")), _CPU, _SYSTEM, _SWITCHES),
+            (Metric("rate", "conn/s", ratios=("none", "envoy", "haproxy")), _CPU, _SYSTEM, _SWITCHES),
             connections,
         ),
         Measure(

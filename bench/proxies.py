@@ -1,7 +1,7 @@
 """Our proxy beside no proxy, Envoy, HAProxy and mitmproxy, in network namespaces of their own. Root; Linux.
 
 bench/setup.sh                                       once: load generators, the other proxies
-python -m bench.proxies                              everything; about 45 minutes; writes bench/results.md
+python -m bench.proxies                              the whole programme; about an hour; writes bench/results.md
 python -m bench.proxies --quick                      does it work? under a minute
 python -m bench.proxies --measure rr,conn --proxies none,splice,envoy --paths inbound-v4
 """
@@ -27,17 +27,25 @@ from bench.world import PATHS, Path
 
 Known = TypeVar("Known")
 RESULTS = os.path.join(os.path.dirname(os.path.relpath(__file__)), "results.md")
+FIRST_PATH = "outbound-v4"
+ELSEWHERE = ("none", "splice", "packet", "envoy", "haproxy")
+# (heading, path, measures, contenders): what is measured when nothing is chosen.
+PROGRAMME = (
+    ("outbound-v4", "outbound-v4", ",".join(DEFAULT), tuple(name for name, each in CONTENDERS.items() if each.default)),
+    ("inbound-v4", "inbound-v4", "bulk1,rr,conn", ELSEWHERE),
+    ("outbound-v6", "outbound-v6", "bulk1,rr,conn", ELSEWHERE),
+    ("inbound-v6", "inbound-v6", "bulk1,rr,conn", ELSEWHERE),
+    ("outbound-v4, 2 workers", "outbound-v4", "bulk8,rr,conn", ("none", "splice-2", "packet-2", "envoy-2", "haproxy-2")),
+)
 NEEDED = ("wrk", "iperf3", "nsenter", "setpriv", "conntrack", "nft", "ip")
 
 
 def main(argv: list[str]) -> None:
     """See the top."""
     given = arguments(argv)
-    measured = chosen_measures(given.measure, quick=given.quick)
-    paths = chosen_paths(given.paths)
-    prepare()
     left_out: dict[str, str] = {}
-    entrants = chosen_contenders(given.proxies, left_out, quick=given.quick)
+    sections = chosen_sections(given, left_out)
+    prepare()
     with tempfile.TemporaryDirectory(prefix="itc-bench-") as workdir, world.world() as made:
         # The proxies make their sockets here, as their own user.
         os.chown(workdir, contenders.PROXY_UID, contenders.PROXY_UID)
@@ -55,12 +63,12 @@ def main(argv: list[str]) -> None:
         )
         book = runs.Book(given.foreign_limit, left_out=left_out)
         try:
-            runs.measure_all(made, paths, measured, entrants, settings, book)
+            runs.measure_all(made, sections, settings, book)
         except BaseException as error:
             book.left_out["the rest"] = f"ended by {type(error).__name__}"
             raise
         finally:
-            _write(given, argv, entrants, book, settings)
+            _write(given, argv, [*dict.fromkeys(each for section in sections for each in section.contenders)], book, settings)
     if given.quick and (book.discarded or not book.runs):
         raise SystemExit("bench: runs were discarded")
 
@@ -88,7 +96,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     options = parser("bench.proxies", __doc__)
     options.add_argument("--measure", help=f"of {', '.join((*GROUPS, *MEASURES))} [{','.join(DEFAULT)}]")
     options.add_argument("--proxies", help=f"of {', '.join(CONTENDERS)} [all that run here, with 1 worker]")
-    options.add_argument("--paths", default="outbound-v4", help=f"of {', '.join(PATHS)} [outbound-v4]")
+    options.add_argument("--paths", help=f"of {', '.join(PATHS)} [{FIRST_PATH}]")
     options.add_argument("--rounds", type=int, default=5, help="[5]")
     options.add_argument("--long-rounds", type=int, default=2, help="rounds of measures with up to 10,000 connections [2]")
     options.add_argument("--seconds", type=int, default=3, help="of each run [3]")
@@ -147,6 +155,24 @@ def chosen_contenders(names: str | None, left_out: dict[str, str], *, quick: boo
 def chosen_paths(names: str) -> list[Path]:
     """The paths named."""
     return [_known(PATHS, name, "--paths") for name in names.split(",")]
+
+
+def chosen_sections(given: argparse.Namespace, left_out: dict[str, str]) -> list[runs.Section]:
+    """What --measure, --proxies and --paths name; without any of them, PROGRAMME."""
+    if given.quick or given.measure or given.proxies or given.paths:
+        measured = chosen_measures(given.measure, quick=given.quick)
+        entrants = chosen_contenders(given.proxies, left_out, quick=given.quick)
+        return [runs.Section(str(path), path, measured, entrants) for path in chosen_paths(given.paths or FIRST_PATH)]
+    sections = []
+    for title, path, measures, proxies in PROGRAMME:
+        entrants = []
+        for name in proxies:
+            if reason := contenders.missing(CONTENDERS[name]):
+                left_out[name] = reason
+            else:
+                entrants.append(CONTENDERS[name])
+        sections.append(runs.Section(title, PATHS[path], chosen_measures(measures, quick=False), entrants))
+    return sections
 
 
 def title(contender: Contender) -> str:

@@ -10,6 +10,7 @@ from typing import TypeAlias
 from bench.figures import ByRound, difference, ratio, shown, shown_ratio, spread
 from bench.measures import MEASURES, Measure, Metric
 from bench.runs import Book
+from bench.targets import targets_table
 
 # contender -> key of a value -> its figures
 Found: TypeAlias = Mapping[str, Mapping[str, ByRound]]
@@ -29,10 +30,11 @@ def markdown(book: Book, *, command: str, machine: Sequence[str], titles: dict[s
         "proxy.",
         "",
     ]
-    for path in _distinct(run.path for run in book.runs):
-        lines += [f"## {path}", ""]
-        for name in _distinct(run.measure for run in book.runs if run.path == path):
-            lines += [*_table(book, path, MEASURES[name], titles), ""]
+    lines += targets_table(book.runs, titles)
+    for section in _distinct(run.section for run in book.runs):
+        lines += [f"## {section}", ""]
+        for name in _distinct(run.measure for run in book.runs if run.section == section):
+            lines += [*_table(book, section, MEASURES[name], titles), ""]
     for title, notes in (
         ("Not measured", [f"{what}: {why}" for what, why in book.left_out.items()]),
         ("Discarded runs", book.discarded),
@@ -43,10 +45,10 @@ def markdown(book: Book, *, command: str, machine: Sequence[str], titles: dict[s
     return "\n".join(lines)
 
 
-def _table(book: Book, path: str, measure: Measure, titles: dict[str, str]) -> list[str]:
+def _table(book: Book, section: str, measure: Measure, titles: dict[str, str]) -> list[str]:
     found: dict[str, dict[str, dict[int, float]]] = {}
     for run in book.runs:
-        if (run.path, run.measure) == (path, measure.name):
+        if (run.section, run.measure) == (section, measure.name):
             for key, value in run.values.items():
                 found.setdefault(run.contender, {}).setdefault(key, {})[run.round] = value
     columns = [column for metric in measure.metrics for column in _columns(metric, found, titles)]

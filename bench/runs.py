@@ -37,8 +37,9 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run that counts."""
+    """A run that counts. `section`: the heading that it stands under; a path alone, or with what else is particular."""
 
+    section: str
     path: str
     measure: str
     contender: str
@@ -58,28 +59,36 @@ class Book:
     left_out: dict[str, str] = field(default_factory=dict)
 
 
-def measure_all(
-    world: World,
-    paths: Sequence[Path],
-    measures: Sequence[Measure],
-    contenders: Sequence[Contender],
-    settings: Settings,
-    book: Book,
-) -> None:
-    """Every measure on every path; within a round every contender once, each round beginning with another one."""
-    for path in paths:
-        with serving(world, path, settings.workdir, settings.pins):
-            for measure in measures:
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A part of the report: these contenders take turns on one path."""
+
+    title: str
+    path: Path
+    measures: Sequence[Measure]
+    contenders: Sequence[Contender]
+
+
+def measure_all(world: World, sections: Sequence[Section], settings: Settings, book: Book) -> None:
+    """Every measure of every section; within a round every contender once, each round beginning with another one."""
+    for section in sections:
+        with serving(world, section.path, settings.workdir, settings.pins):
+            for measure in section.measures:
                 for number in range(settings.long_rounds if measure.long else settings.rounds):
-                    first = number % len(contenders)
-                    for contender in (*contenders[first:], *contenders[:first]):
-                        if reason := unserved(contender, path):
-                            book.left_out[f"{contender.name} on {path}"] = reason
-                        elif time.monotonic() > settings.deadline:
-                            book.left_out["all after the time budget was spent"] = f"beginning with {path} {measure.name}"
-                            return
-                        else:
-                            _until_it_counts(world, path, measure, contender, number, settings, book)
+                    if time.monotonic() > settings.deadline:
+                        book.left_out["all after the time budget was spent"] = f"beginning with {section.title} {measure.name}"
+                        return
+                    _round(world, section, measure, number, settings, book)
+
+
+def _round(world: World, section: Section, measure: Measure, number: int, settings: Settings, book: Book) -> None:
+    contenders = section.contenders
+    first = number % len(contenders)
+    for contender in (*contenders[first:], *contenders[:first]):
+        if reason := unserved(contender, section.path):
+            book.left_out[f"{contender.name} on {section.path}"] = reason
+        else:
+            _until_it_counts(world, section, measure, contender, number, settings, book)
 
 
 @contextmanager
@@ -118,15 +127,15 @@ def _threads() -> int:
 
 
 def _until_it_counts(
-    world: World, path: Path, measure: Measure, contender: Contender, number: int, settings: Settings, book: Book
+    world: World, section: Section, measure: Measure, contender: Contender, number: int, settings: Settings, book: Book
 ) -> None:
     """A run, again while others used the CPU or connections went astray; of noisy ones, the quietest counts."""
     best: Run | None = None
-    label = f"{path} {measure.name} {contender.name} round {number + 1}"
+    label = f"{section.title} {measure.name} {contender.name} round {number + 1}"
     for _ in range(settings.retries + 1):
         _await_quiet(settings)
         try:
-            run = _one(world, path, measure, contender, number, settings)
+            run = _one(world, section, measure, contender, number, settings)
         except (Discarded, Failed) as why:
             book.discarded.append(f"{label}: {why}")
             print(f"  {label}: discarded: {why}", file=sys.stderr)
@@ -142,7 +151,8 @@ def _until_it_counts(
     print(f"  {label}: {figures} (others: {best.foreign_cores:.2f} cores)", file=sys.stderr, flush=True)
 
 
-def _one(world: World, path: Path, measure: Measure, contender: Contender, number: int, settings: Settings) -> Run:
+def _one(world: World, section: Section, measure: Measure, contender: Contender, number: int, settings: Settings) -> Run:
+    path = section.path
     world.forget_connections()
     with running(world, contender, settings.workdir, settings.pins.proxy) as proxy:
         before = {role: tcp_counters(world.named(role)) for role in ("pod", "far")}
@@ -161,7 +171,7 @@ def _one(world: World, path: Path, measure: Measure, contender: Contender, numbe
         raise Discarded(f"only {connections} of {stage.concurrency} connections were opened in time")
     assert stage.used is not None
     values = {**result.values, **_per_operation(stage.used, result.operations)}
-    return Run(str(path), measure.name, contender.name, number, values, stage.used.foreign_cores, connections)
+    return Run(section.title, str(path), measure.name, contender.name, number, values, stage.used.foreign_cores, connections)
 
 
 def _per_operation(used: accounting.Used, operations: float) -> dict[str, float]:

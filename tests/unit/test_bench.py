@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from bench import accounting, audit, contenders, figures, generators, report
+from bench import accounting, audit, contenders, figures, generators, report, targets
 from bench.counts import strace_table
 from bench.runs import Book, Run
 
@@ -161,7 +163,7 @@ def test_strace_rows_are_read() -> None:
 
 def run(contender: str, number: int, rate: float) -> Run:
     values = {"rate": rate, "p50_us": 9.0, "p99_us": 9.0, "proxy_us": 0.0, "system_us": 1.0, "switches": 0.0}
-    return Run("outbound-v4", "rr", contender, number, values, foreign_cores=0.5 * number, connections=64)
+    return Run("outbound-v4", "outbound-v4", "rr", contender, number, values, foreign_cores=0.5 * number, connections=64)
 
 
 def test_a_report_names_what_disturbed_it() -> None:
@@ -173,3 +175,17 @@ def test_a_report_names_what_disturbed_it() -> None:
     assert "- rr: 2 of 4, by up to 0.50 cores" in text
     assert "- a run: why" in text
     assert "- x: no" in text
+
+
+def test_a_report_says_which_targets_were_missed() -> None:
+    rows = [("none", 100), ("envoy", 45), ("packet", 90), ("splice", 40)]
+    book = Book(0.1, [run(name, number, rate) for number in (0, 1) for name, rate in rows])
+    text = report.markdown(book, command="me", machine=[], titles={name: name for name, _ in rows})
+    assert "| packet | requests/s, × no proxy | ≥ 0.85 | 0.900 [0.900–0.900] | reached |" in text
+    assert "| packet | requests/s, × Envoy | ≥ 2.2 | 2.00 [2.00–2.00] | **missed** |" in text
+    assert "| splice | requests/s, × Envoy | ≥ 1 | 0.889 [0.889–0.889] | **missed** |" in text
+
+
+def test_targets_are_for_one_section_alone() -> None:
+    elsewhere = [replace(run(name, 0, 1), section="inbound-v4") for name in ("none", "packet")]
+    assert targets.targets_table(elsewhere, {"packet": "packet"}) == []
