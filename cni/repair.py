@@ -175,7 +175,7 @@ class Repairer:
 
     def _repair(self, target: _Target, looked: _Looked, decision: Capture, resolvers: tuple[str, ...]) -> None:
         if self._mode == "heal":
-            capture.enable(decision.config, netns=target.way, resolvers=resolvers)
+            capture.enable(decision.config, netns=target.way, resolvers=resolvers, had_rules=True)
             if target.attachment is not None and not self._attachments.holds(target.attachment.key):
                 # A DEL came between: it has taken its rules away, perhaps before these were written.
                 capture.disable(netns=target.way)

@@ -109,16 +109,26 @@ class _Builder:
     # --- connection tracking -------------------------------------------------------------------------------------
 
     def tracking(self) -> Iterator[Chain]:
+        entry = list(self._announcements())
         if self.dns or self.udp_out:
             yield Chain(Table.RAW, "ZONE", out.zone_rules(self.config))
-            entry = tuple(self.enter(Match(proto=Proto.UDP), Jump("ZONE"), "conntrack zones", "--dns"))
-            yield Chain(Table.RAW, "OUTPUT", entry, Hook.OUTPUT)
+            entry += self.enter(Match(proto=Proto.UDP), Jump("ZONE"), "conntrack zones", "--dns")
+        yield Chain(Table.RAW, "OUTPUT", tuple(entry), Hook.OUTPUT)
         # What is decided at connect() is decided by no conntrack entry.
         translates = self.config.outbound in ("redirect", "tproxy")
         if self.config.conntrack_timeouts and (translates or self.dns):
             yield from out.timeout_chains(self.config, "SHORT")
-            entry = tuple(self.enter(Match(proto=Proto.TCP), Jump("SHORT"), "conntrack timeouts", "--outbound"))
-            yield Chain(Table.TIMEOUT, "OUTPUT", entry, Hook.OUTPUT)
+            entry = list(self.enter(Match(proto=Proto.TCP), Jump("SHORT"), "conntrack timeouts", "--outbound"))
+            yield Chain(Table.TIMEOUT, "OUTPUT", tuple(entry), Hook.OUTPUT)
+
+    def _announcements(self) -> Iterator[Rule]:
+        if self.config.before_proxy == "block" or (self.config.outbound == "off" and not self.dns):
+            return
+        # iptables notes it for each family, so it is to be heard in all that have rules which ask.
+        asking = (*self.covered, *self.blocked)
+        for family in (None,) if len(asking) == len(Family) else asking:
+            for rule in out.announcements(self.config):
+                yield replace(rule, match=replace(rule.match, family=family))
 
     # --- NAT: REDIRECT and DNS -----------------------------------------------------------------------------------
 
