@@ -296,7 +296,9 @@ def _not_at_connect(name: str) -> Callable[[Any, Outbound], Iterator[Problem]]:
 
 def _never_announced(before_proxy: str, outbound: Outbound) -> Iterator[Problem]:
     if outbound == "connect" and before_proxy == "bypass":
-        expected = "a proxy announces itself to rules, which --outbound connect does not ask; --outbound redirect or tproxy does"
+        expected = (
+            "a proxy announces itself to rules, which --outbound connect does not ask; --outbound redirect or tproxy does"
+        )
         yield _problem("before_proxy", before_proxy, expected)
 
 

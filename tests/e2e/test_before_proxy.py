@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.e2e.test_proxy import NETS, Place, at, interceptor
 from tests.e2e.test_proxy import place as place  # noqa: PLC0414
 from tests.rig.client import REFUSED, Answer, Question, ask, connected, wait_until
 from tests.rig.net import Pod
+from tests.rig.servers import Server, serving
 
 pytestmark = pytest.mark.netns
+ROOT = Path(__file__).parents[2]
 BYPASS = ("--before-proxy", "bypass")
 
 
@@ -98,6 +103,21 @@ def test_another_proxys_hook_announces_it(place: Place) -> None:
     assert not announced(pod)
     assert run("announce", "--netns", pod.name) == "announced: outbound traffic is captured from now on\n"
     assert announced(pod)
+
+
+def test_the_documented_hook_waits_for_the_proxy_and_announces_it(place: Place) -> None:
+    pod, far = place.pod, at(NETS["v6"][1])
+    hook = yaml.safe_load(re.search(r"```yaml\n(lifecycle:.*?)```", (ROOT / "docs/cni.md").read_text(), re.DOTALL)[1])
+    command = hook["lifecycle"]["postStart"]["exec"]["command"]
+    run("init", "--netns", pod.name, "--backend", "iptables-nft", *BYPASS)
+    in_pod = ("ip", "netns", "exec", pod.name, "setpriv", "--clear-groups", "--reuid=1337", "--regid=1337")
+    with subprocess.Popen([*in_pod, *command]) as running:
+        assert ask(pod, far) == Answer("far", far)
+        assert running.poll() is None
+        with serving() as servers:
+            servers.listen(Server("proxy", pod, uid=1337), 15001)
+            assert running.wait(20) == 0
+            assert ask(pod, far) == Answer("proxy", far)
 
 
 def test_probe_does_not_take_direct_traffic_for_a_failure(place: Place) -> None:

@@ -170,6 +170,12 @@ def test_inbound_and_the_proxys_own_traffic_do_not_wait(texts: dict[str, str], w
         assert ask(w.pod, net.at("server"), uid=PROXY_UID) == Answer("far", net.at("server"))
 
 
+def test_an_applications_answers_to_datagrams_find_their_way(w: World, net: Net, backend: str) -> None:
+    with capturing(w.pod, backend=backend, **BYPASS, inbound="off", udp="tproxy", dns="all"):
+        for port in (8080, 53):
+            assert ask(w.far, net.at("pod", port), uid=0, proto="udp") == Answer("app", net.at("pod", port))
+
+
 @pytest.mark.parametrize("texts", [pytest.param({}, id="redirect"), pytest.param(TPROXY, id="tproxy")])
 def test_what_comes_from_a_virtual_interface_waits_too(texts: dict[str, str], w: World, net: Net, backend: str) -> None:
     with capturing(w.pod, backend=backend, **BYPASS, **texts, virtual_interfaces="virt0"):

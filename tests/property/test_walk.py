@@ -16,7 +16,17 @@ from interceptor.plan.build import build_plan
 from interceptor.plan.model import TERMINAL, Goto, HostFacts, Jump, Match
 from interceptor.plan.walk import Outcome, Packet, walk
 from interceptor.values import Family, IdRange, PortRange, Proto, UidRule, merge, parse_cidrs
-from tests.property.strategies import LOCAL, LOOPBACK, OWN, announces, configs, facts, inbound_packets, is_proxys, outbound_packets
+from tests.property.strategies import (
+    LOCAL,
+    LOOPBACK,
+    OWN,
+    announces,
+    configs,
+    facts,
+    inbound_packets,
+    is_proxys,
+    outbound_packets,
+)
 
 NO_IDENTITY = {"uid": 4242, "gid": 4242, "mark": 0, "cgroup": None}
 
