@@ -88,8 +88,8 @@ def enable(
 ) -> Report:
     """Capture as `config` says. Idempotent; read back before it returns. `resolvers` as for prepare().
 
-    `had_rules`: there were rules here, though they may be lost. What was captured is never let go again: `--before-proxy bypass`
-    opens only where there were none, and what its rules have noted is kept.
+    `had_rules`: there were rules here, though they may be lost. What was captured is never let go again: `--before-proxy
+    bypass` opens only where there were none, and what its rules have noted is kept.
 
     Raises NetnsError for the host's own namespace unless `allow_host`, Unsupported, BackendError; then nothing has changed.
     """

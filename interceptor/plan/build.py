@@ -109,7 +109,8 @@ class _Builder:
     # --- connection tracking -------------------------------------------------------------------------------------
 
     def tracking(self) -> Iterator[Chain]:
-        entry = list(self._announcements())
+        waits = self.config.before_proxy == "bypass" and (self.config.outbound != "off" or self.dns)
+        entry = list(out.announcements(self.config, (*self.covered, *self.blocked)) if waits else ())
         if self.dns or self.udp_out:
             yield Chain(Table.RAW, "ZONE", out.zone_rules(self.config))
             entry += self.enter(Match(proto=Proto.UDP), Jump("ZONE"), "conntrack zones", "--dns")
@@ -120,15 +121,6 @@ class _Builder:
             yield from out.timeout_chains(self.config, "SHORT")
             entry = list(self.enter(Match(proto=Proto.TCP), Jump("SHORT"), "conntrack timeouts", "--outbound"))
             yield Chain(Table.TIMEOUT, "OUTPUT", tuple(entry), Hook.OUTPUT)
-
-    def _announcements(self) -> Iterator[Rule]:
-        if self.config.before_proxy == "block" or (self.config.outbound == "off" and not self.dns):
-            return
-        # iptables notes it for each family, so it is to be heard in all that have rules which ask.
-        asking = (*self.covered, *self.blocked)
-        for family in (None,) if len(asking) == len(Family) else asking:
-            for rule in out.announcements(self.config):
-                yield replace(rule, match=replace(rule.match, family=family))
 
     # --- NAT: REDIRECT and DNS -----------------------------------------------------------------------------------
 

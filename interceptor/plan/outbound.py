@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from interceptor.config import Config
 from interceptor.plan.model import Announce, Chain, Goto, Jump, Match, Return, Rule, ShortTimeouts, Table, TimeoutPolicy, Zone
-from interceptor.values import Network, PortRange, Proto
+from interceptor.values import Family, Network, PortRange, Proto
 
 DNS_PORTS = (PortRange(53, 53),)
 LOOPBACK: tuple[Network, ...] = (ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128"))
@@ -109,12 +109,16 @@ def _before_proxy(config: Config) -> Iterator[Rule]:
         yield Rule(Match(announced=False), Return(), "the proxy is not ready yet", "--before-proxy bypass")
 
 
-def announcements(config: Config) -> Iterator[Rule]:
-    """The proxy's datagram to its own host that says it is ready. By its identity: nobody else's counts."""
+def announcements(config: Config, asking: tuple[Family, ...]) -> Iterator[Rule]:
+    """The proxy's datagram to its own host that says it is ready. By its identity: nobody else's counts.
+
+    In all families with rules that are `asking` for it: iptables notes it for each.
+    """
     port = PortRange(config.probe_port, config.probe_port)
-    for match, _ in identities(config):
-        to_us = replace(match, proto=Proto.UDP, dports=(port,), dst_is_local=True)
-        yield Rule(to_us, Announce(), "the proxy is ready", "--before-proxy bypass")
+    for family in (None,) if len(asking) == len(Family) else asking:
+        for match, _ in identities(config):
+            to_us = replace(match, family=family, proto=Proto.UDP, dports=(port,), dst_is_local=True)
+            yield Rule(to_us, Announce(), "the proxy is ready", "--before-proxy bypass")
 
 
 def _excluded_owners(config: Config, capturing: Capturing) -> Iterator[Rule]:
@@ -204,7 +208,7 @@ def _mechanism(config: Config, match: Match) -> str:
 def zone_rules(config: Config) -> tuple[Rule, ...]:
     """The proxy's own UDP gets a conntrack zone, or a query from a port that it used goes around it (istio#33469).
 
-    So does what goes direct before the proxy is ready: what is sent later from the same port has another entry, and is captured.
+    So does what goes direct before the proxy is ready: what is sent later from the same port has another entry.
     """
     rules = [
         Rule(replace(match, proto=Proto.UDP), Zone(1), "the proxy's own UDP has conntrack entries of its own", option)

@@ -164,7 +164,8 @@ def _owner_matches(match: Match) -> list[str]:
 
 
 def _list(family: Family) -> str:
-    return f"--name {ANNOUNCED} --mask {'0.0.0.0' if family is Family.V4 else '::'} --rsource"
+    nothing = "0.0.0.0" if family is Family.V4 else "::"  # noqa: S104
+    return f"--name {ANNOUNCED} --mask {nothing} --rsource"
 
 
 def _other_matches(match: Match, family: Family) -> Iterator[str]:

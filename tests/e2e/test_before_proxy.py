@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.e2e.test_proxy import NETS, Place, at, interceptor
-from tests.e2e.test_proxy import place as place  # noqa: PLC0414
+from tests.e2e.place import NETS, Place, at, interceptor
 from tests.rig.client import REFUSED, Answer, Question, ask, connected, wait_until
 from tests.rig.net import Pod
 from tests.rig.servers import Server, serving

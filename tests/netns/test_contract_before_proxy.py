@@ -11,6 +11,7 @@ import pytest
 from interceptor import capture
 from interceptor.backends import announced as noting
 from interceptor.netns import entered
+from tests.netns.test_contract_lifecycle import CAPTURED, questions, traffic
 from tests.rig.announcing import PORT, announce
 from tests.rig.capturing import capturing, enable, options
 from tests.rig.client import LOST, LOST_S, PROXY_UID, REFUSED, Answer, Question, ask, ask_all, connected
@@ -250,6 +251,15 @@ def test_what_was_captured_is_not_let_go_by_a_change_to_bypass(w: World, net: Ne
     with capturing(w.pod, backend=backend):
         assert enable(w.pod, backend=backend, **BYPASS).changed
         who_answers(w, net, is_announced=True)
+
+
+def test_no_change_under_traffic_lets_anything_go(w: World, backend: str) -> None:
+    changes: list[dict[str, str]] = [BYPASS, {**BYPASS, "exclude_uids": "7"}, {**BYPASS, **TPROXY}, {}, BYPASS]
+    with capturing(w.pod, backend=backend):
+        with traffic(questions(w)) as ended:
+            for texts in changes:
+                enable(w.pod, backend=backend, **texts)
+        assert set(ended) == CAPTURED
 
 
 def test_rules_that_were_lost_are_healed_closed(w: World, net: Net, backend: str) -> None:
