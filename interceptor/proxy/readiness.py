@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from interceptor.sockets import set_mark
 
@@ -25,7 +26,7 @@ def addresses(own: Sequence[str]) -> tuple[str, ...]:
 def announce(to: Sequence[str], port: int, mark: int | None = None) -> tuple[str, ...]:
     """Announce that the proxy is ready, once for each family of `to`; the addresses for which some rule took it.
 
-    `mark`: as the proxy's sockets have it. Raises PermissionError when it may not be set.
+    `mark`: as the proxy's sockets have it. Whoever may not set it is perhaps known by something else.
     """
     taken: list[str] = []
     done: set[socket.AddressFamily] = set()
@@ -36,10 +37,10 @@ def announce(to: Sequence[str], port: int, mark: int | None = None) -> tuple[str
         try:
             with socket.socket(family, socket.SOCK_DGRAM) as sock:
                 if mark is not None:
-                    set_mark(sock, mark)
-                taken += [address] if _is_taken(sock, (address, port)) else []
-        except PermissionError:
-            raise
+                    with suppress(PermissionError):
+                        set_mark(sock, mark)
+                if _is_taken(sock, (address, port)):
+                    taken.append(address)
         except OSError:
             continue  # no such family, or address, here: perhaps the next
         done.add(family)
