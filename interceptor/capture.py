@@ -162,13 +162,13 @@ def announced(plan: Plan) -> bool | None:
 
 
 def fingerprint(*, netns: str | None = None) -> tuple[object, ...] | None:
-    """Changes whenever something that check() looks at may have changed; costs a few messages and no program.
+    """Changes whenever something that check() tells of may have changed; costs a few messages and no program.
 
     None where nothing tells cheaply: then only check() does.
     """
     with _entered(netns):
         generation = detect.generation()
-        return None if generation is None else (generation, at_connect.stands(), *surroundings.state())
+        return None if generation is None else (generation, noting.noted(), at_connect.stands(), *surroundings.state())
 
 
 def _has_announced(missing: dict[detect.BackendName, str], had_rules: bool) -> bool:

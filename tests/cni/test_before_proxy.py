@@ -10,7 +10,7 @@ from interceptor import capture
 from tests.cni.agents import agent, wait_until
 from tests.cni.calling import Binary
 from tests.cni.test_agent import shim
-from tests.cni.test_repair import ADDRESSES, connect, listening
+from tests.cni.test_repair import ADDRESSES, HTTP, connect, listening, metrics
 from tests.rig.announcing import announce
 from tests.rig.capturing import options
 from tests.rig.net import Pod, pods, wire
@@ -71,3 +71,19 @@ def test_a_change_of_the_rules_does_not_open_or_close_a_pod(runtime: Pod, tmp_pa
             app.run("nft", "insert", "rule", "inet", "interceptor", "nat_output", "accept")
             wait_until(lambda: not capture.check(wanted, netns=app.name).differences)
             assert reached(app, remote) == ("proxy" if is_announced else "remote")
+
+
+def test_the_agent_counts_pods_whose_proxy_has_not_announced_itself(runtime: Pod, tmp_path: Path, pod: Pod) -> None:
+    def is_counted(state: str) -> bool:
+        return f'interceptor_cni_pods{{state="{state}"}} 1' in metrics(runtime)
+
+    with agent(runtime, tmp_path, *HTTP) as running:
+        binary = shim(running, runtime)
+        assert binary.call("ADD", pod.path, binary.config(capture=BYPASS)).status == 0
+        wait_until(lambda: is_counted("early"))
+        pod.run("nft", "insert", "rule", "inet", "interceptor", "nat_output", "accept")
+        running.wait_for("healed")
+        assert is_counted("early")
+        announce(pod)
+        wait_until(lambda: is_counted("captured"))
+        assert not is_counted("early")
