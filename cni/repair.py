@@ -166,7 +166,7 @@ class Repairer:
         checked = capture.check(decision.config, netns=target.way, resolvers=resolvers)
         if not checked.differences:
             looked.good = before
-            self._set_state(target, "captured")
+            self._set_state(target, "early" if checked.announced is False else "captured")
             return
         self._set_state(target, "drifted")
         shown = [str(difference) for difference in checked.differences[:5]]
@@ -175,13 +175,13 @@ class Repairer:
 
     def _repair(self, target: _Target, looked: _Looked, decision: Capture, resolvers: tuple[str, ...]) -> None:
         if self._mode == "heal":
-            capture.enable(decision.config, netns=target.way, resolvers=resolvers)
+            plan = capture.enable(decision.config, netns=target.way, resolvers=resolvers, had_rules=True).plan
             if target.attachment is not None and not self._attachments.holds(target.attachment.key):
                 # A DEL came between: it has taken its rules away, perhaps before these were written.
                 capture.disable(netns=target.way)
                 return
             looked.good = capture.fingerprint(netns=target.way)
-            self._set_state(target, "captured")
+            self._set_state(target, "early" if plan.waits and not plan.announced else "captured")
             self._done(target, looked, "healed", "CaptureHealed", "its capture rules were missing or changed; written again")
             return
         looked.not_before = time.monotonic() + RETRY_S
@@ -199,7 +199,7 @@ class Repairer:
             )
             self._node.delete(target.known)
 
-    def _set_state(self, target: _Target, state: Literal["captured", "drifted"]) -> None:
+    def _set_state(self, target: _Target, state: Literal["captured", "drifted", "early"]) -> None:
         if target.attachment is not None:
             target.attachment.state = state
 

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 
 from interceptor import facts, netns
+from interceptor.backends import announced as noting
 from interceptor.backends import at_connect, detect, surroundings
 from interceptor.backends.base import Backend, Difference, compare
 from interceptor.config import Config, warnings
@@ -50,12 +51,16 @@ class Removed:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """How the kernel differs from the plan; no differences means equal. `nothing_there`: no rule of ours at all."""
+    """How the kernel differs from the plan; no differences means equal. `nothing_there`: no rule of ours at all.
+
+    `announced`: with --before-proxy bypass, whether the proxy has announced itself; else None.
+    """
 
     backend: str
     reason: str
     differences: tuple[Difference, ...]
     nothing_there: bool = False
+    announced: bool | None = None
 
 
 def prepare(config: Config, *, netns: str | None = None, resolvers: Sequence[str] | None = None) -> Prepared:
@@ -74,9 +79,17 @@ def usable(config: Config) -> str:
 
 
 def enable(
-    config: Config, *, netns: str | None = None, allow_host: bool = False, resolvers: Sequence[str] | None = None
+    config: Config,
+    *,
+    netns: str | None = None,
+    allow_host: bool = False,
+    resolvers: Sequence[str] | None = None,
+    had_rules: bool = False,
 ) -> Report:
     """Capture as `config` says. Idempotent; read back before it returns. `resolvers` as for prepare().
+
+    `had_rules`: there were rules here, though they may be lost. What was captured is never let go again: `--before-proxy
+    bypass` opens only where there were none, and what its rules have noted is kept.
 
     Raises NetnsError for the host's own namespace unless `allow_host`, Unsupported, BackendError; then nothing has changed.
     """
@@ -84,6 +97,7 @@ def enable(
         found = _look(netns, resolvers)
         plan = build_plan(config, found)
         missing = detect.missing_parts(config.backend)
+        plan = replace(plan, announced=plan.waits and _has_announced(missing, had_rules))
         choice = _choose(config, plan, missing)
         surroundings_changed = surroundings.prepare(plan)
         backend = _backend(choice.name)
@@ -138,17 +152,30 @@ def check(config: Config, *, netns: str | None = None, resolvers: Sequence[str] 
             *surroundings.differences(plan),
             *(Difference("extra", other, "rules of ours in a second backend") for other in others),
         )
-        return Checked(name, reason, differences, nothing_there=not observed.chains and not at_connect.stands())
+        nothing = not observed.chains and not at_connect.stands()
+        return Checked(name, reason, differences, nothing_there=nothing, announced=announced(plan))
+
+
+def announced(plan: Plan) -> bool | None:
+    """Whether the proxy has announced itself here; None where `plan` does not wait for it. In the current namespace."""
+    return bool(noting.noted()) if plan.waits else None
 
 
 def fingerprint(*, netns: str | None = None) -> tuple[object, ...] | None:
-    """Changes whenever something that check() looks at may have changed; costs a few messages and no program.
+    """Changes whenever something that check() tells of may have changed; costs a few messages and no program.
 
     None where nothing tells cheaply: then only check() does.
     """
     with _entered(netns):
         generation = detect.generation()
-        return None if generation is None else (generation, at_connect.stands(), *surroundings.state())
+        return None if generation is None else (generation, noting.noted(), at_connect.stands(), *surroundings.state())
+
+
+def _has_announced(missing: dict[detect.BackendName, str], had_rules: bool) -> bool:
+    noted = noting.noted()
+    if noted is not None:
+        return noted
+    return had_rules or at_connect.stands() or any(_holding(missing, None))
 
 
 def _look(namespace: str | None, resolvers: Sequence[str] | None) -> HostFacts:

@@ -88,6 +88,12 @@ class Config(ProxyOptions):
         "off",
         "Capture DNS: to the servers in resolv.conf, or to any server.",
     )
+    before_proxy: Literal["block", "bypass"] = option(
+        "Capture",
+        one_of("block", "bypass"),
+        "block",
+        "Outbound traffic until the proxy has announced itself: it is refused, or goes direct (docs/before-proxy.md).",
+    )
     capture_cgroup: str | None = option(
         "Capture",
         CAPTURE_CGROUP,
@@ -288,6 +294,14 @@ def _not_at_connect(name: str) -> Callable[[Any, Outbound], Iterator[Problem]]:
     return check
 
 
+def _never_announced(before_proxy: str, outbound: Outbound) -> Iterator[Problem]:
+    if outbound == "connect" and before_proxy == "bypass":
+        expected = (
+            "a proxy announces itself to rules, which --outbound connect does not ask; --outbound redirect or tproxy does"
+        )
+        yield _problem("before_proxy", before_proxy, expected)
+
+
 PROXY_PORTS = ("outbound_port", "inbound_port", "dns_port", "tunnel_port", "probe_port", "admin_port")
 # Each with the options whose values it is called with: it cannot look at others.
 _CHECKS: tuple[tuple[Callable[..., Iterable[Problem]], tuple[str, ...]], ...] = (
@@ -302,6 +316,7 @@ _CHECKS: tuple[tuple[Callable[..., Iterable[Problem]], tuple[str, ...]], ...] = 
     (_virtual_and_excluded, ("virtual_interfaces", "exclude_interfaces")),
     (_virtual_loopback, ("virtual_interfaces",)),
     *((_not_at_connect(name), (name, "outbound")) for name in NOT_AT_CONNECT),
+    (_never_announced, ("before_proxy", "outbound")),
     (_header_for_nobody, ("upstream_proxy_protocol", "upstream_proxy_protocol_ports", "upstream_proxy_protocol_cidrs")),
 )
 

@@ -11,7 +11,7 @@ from cni.agent.metrics import Metrics
 from interceptor.proxy.admin_http import AdminHttp, Request, Response
 from interceptor.proxy.exposition import CONTENT_TYPE, Family, Sample, build, process, render
 
-STATES: tuple[State, ...] = ("captured", "skipped", "drifted")
+STATES: tuple[State, ...] = ("captured", "skipped", "drifted", "early")
 
 
 class Admin:

@@ -22,7 +22,8 @@ from interceptor.config import FIELDS
 Key: TypeAlias = tuple[str, str]  # CNI_CONTAINERID, CNI_IFNAME: unique at any time (CNI SPEC section 3)
 Identity: TypeAlias = tuple[int, int]  # device, inode of a namespace
 NEW = ".new"  # a file that is being written; an interface's name ends so in theory, and then has no repair
-State: TypeAlias = Literal["captured", "skipped", "drifted"]
+# "early": rules of --before-proxy bypass whose proxy has not announced itself yet.
+State: TypeAlias = Literal["captured", "skipped", "drifted", "early"]
 
 
 @dataclass(slots=True)

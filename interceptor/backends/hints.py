@@ -84,6 +84,12 @@ IPTABLES_PARTS = (
     Part("zone", "conntrack zones", "CONFIG_NF_CONNTRACK_ZONES"),
     Part("addrtype", "asking the routing table", "CONFIG_NETFILTER_XT_MATCH_ADDRTYPE (module xt_addrtype)"),
     Part("multiport", "lists of ports", "CONFIG_NETFILTER_XT_MATCH_MULTIPORT (module xt_multiport)"),
+    Part(
+        r"\brecent\b",
+        "noting that the proxy is ready",
+        "CONFIG_NETFILTER_XT_MATCH_RECENT (module xt_recent)",
+        "use --backend nft, or --before-proxy block",
+    ),
     Part("connmark", "connection marks", "CONFIG_NETFILTER_XT_CONNMARK (module xt_connmark)"),
     Part("REDIRECT", "NAT", "CONFIG_NETFILTER_XT_TARGET_REDIRECT and CONFIG_NF_NAT (modules xt_REDIRECT, nf_nat)"),
     Part(

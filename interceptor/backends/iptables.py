@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
-from interceptor.backends import builtin_chains, cttimeout, process
+from interceptor.backends import announced, builtin_chains, cttimeout, process
 from interceptor.backends.base import Observed, compare
 from interceptor.errors import BackendError, InterceptorError, Unsupported
 from interceptor.plan.model import TIMEOUTS, Plan, timeout_name
@@ -114,9 +114,10 @@ class IptablesBackend:
         begun: list[Family] = []
         try:
             cttimeout.ensure(_users_of_timeouts(wanted))
-            for family in before:
-                begun.append(family)
-                self._restore(family, wanted[family], before[family].tables)
+            begun += before
+            present = self._note_announced(wanted, before) if plan.waits and plan.announced else before
+            for family, held in present.items():
+                self._restore(family, wanted[family], held.tables)
             self._finish(wanted)
             self._read_back(plan)
         except InterceptorError as error:
@@ -124,6 +125,19 @@ class IptablesBackend:
             raise
         self.strays = tuple(_strays(before))
         return True
+
+    def _note_announced(self, wanted: Mapping[Family, Tables], before: Mapping[Family, _Held]) -> Mapping[Family, _Held]:
+        """Note that the proxy has announced itself, before any rule that asks could let something go; what is held then.
+
+        The list of those who did exists while rules name it: raw's, which capture nothing, come first.
+        """
+        noting = {}
+        for family, held in before.items():
+            tables = {**held.tables, **{name: rules for name, rules in wanted[family].items() if name == "raw"}}
+            self._restore(family, tables, held.tables)
+            noting[family] = _Held(tables, held.leftovers)
+        announced.note_in_list()
+        return noting
 
     def _restore(self, family: Family, wanted: Tables, present: Tables) -> None:
         text = switch(wanted, present, family)

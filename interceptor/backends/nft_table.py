@@ -5,6 +5,7 @@ A rule's comment is in its userdata, as libnftnl's TLVs (libnftnl/udata.h).
 
 from __future__ import annotations
 
+import errno
 import socket
 
 from interceptor.backends import hints, netlink, nf_tables
@@ -44,6 +45,19 @@ def comments() -> dict[str, tuple[str, ...]] | None:
         if attributes.get(NFTA_RULE_TABLE) == _TABLE:
             found.setdefault(text(attributes[NFTA_RULE_CHAIN]), []).append(_comment(attributes.get(NFTA_RULE_USERDATA, b"")))
     return {chain: tuple(rules) for chain, rules in found.items()}
+
+
+def announced() -> bool | None:
+    """Whether the proxy has announced itself, as our table notes; None when nothing there asks."""
+    name = nft.ANNOUNCED.encode() + b"\0"
+    about = netlink.attr(nf_tables.NFTA_SET_ELEM_LIST_TABLE, _TABLE) + netlink.attr(nf_tables.NFTA_SET_ELEM_LIST_SET, name)
+    try:
+        listed = _dump(nf_tables.NFT_MSG_GETSETELEM, about)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.EINVAL):  # no such table or set; no nf_tables in this kernel
+            return None
+        raise BackendError(f"reading the nft set {nft.ANNOUNCED}: {error.strerror or error}") from error
+    return any(netlink.parse_attrs(payload).get(nf_tables.NFTA_SET_ELEM_LIST_ELEMENTS) for payload in listed)
 
 
 def delete() -> None:

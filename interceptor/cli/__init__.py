@@ -10,7 +10,7 @@ import click
 from interceptor import __version__
 
 # In the order of use.
-COMMANDS = ("demo", "run", "config", "plan", "init", "check", "explain", "probe", "clean", "proxy", "doctor", "cni")
+COMMANDS = ("demo", "run", "config", "plan", "init", "check", "explain", "probe", "clean", "proxy", "announce", "doctor", "cni")
 
 
 class LazyGroup(click.Group):

@@ -10,6 +10,10 @@ from interceptor.cli.output import print_json
 from interceptor.sources import Resolved
 
 DRIFTED = 3  # docs/exit-codes.md
+STATES = {
+    True: "the proxy has announced itself: outbound traffic is captured",
+    False: "the proxy has not announced itself yet: outbound traffic goes direct",
+}
 
 
 @click.command(cls=ConfiguredCommand)
@@ -24,6 +28,7 @@ def command(resolved: Resolved, netns: str | None, as_json: bool) -> int:
                 "equal": not checked.differences,
                 "backend": checked.backend,
                 "reason": checked.reason,
+                "announced": checked.announced,
                 "differences": [{"kind": item.kind, "where": item.where, "rule": item.rule} for item in checked.differences],
             }
         )
@@ -32,4 +37,6 @@ def command(resolved: Resolved, netns: str | None, as_json: bool) -> int:
             print(difference)
         if not checked.differences:
             print(f"equal: {checked.backend} ({checked.reason})")
+        if checked.announced is not None:
+            print(STATES[checked.announced])
     return DRIFTED if checked.differences else 0

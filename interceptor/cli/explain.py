@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -34,14 +35,15 @@ def _judge(own: Mapping[str, Any], _good: Mapping[str, Any]) -> Iterable[Problem
 @click.option("--in-interface", metavar="NAME", help="The packet comes in here; without, a local process sends it.")
 @click.option("--out-interface", metavar="NAME", help="It goes out here.  [lo to an address of this host, else eth0]")
 @click.option("--mark", metavar="MARK", default="0", show_default=True, help="The socket's or packet's mark.")
+@click.option("--early", is_flag=True, help="With --before-proxy bypass: before the proxy has announced itself.")
 @click.option("-v", "--verbose", is_flag=True, help="Show every rule that it met.")
 @common_options
 @functools.partial(config_options, judge=_judge)
-def command(resolved: Resolved, netns: str | None, as_json: bool, verbose: bool, **asked: str | None) -> int:
+def command(resolved: Resolved, netns: str | None, as_json: bool, early: bool, verbose: bool, **asked: str | None) -> int:
     """Say what becomes of a connection: captured, direct or dropped, and the rule and option behind it."""
     said, _ = packet.read(asked)
     assert said is not None  # else _judge has refused it
-    met = packet.packet_from(said, netns)
+    met = dataclasses.replace(packet.packet_from(said, netns), announced=not early)
     outcome = walk(capture.prepare(resolved.config, netns=netns).plan, met)
     if as_json:
         print_json(_document(met, outcome))

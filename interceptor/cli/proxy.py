@@ -17,7 +17,7 @@ from interceptor.cli.options import ProxyCommand, common_options, config_options
 from interceptor.config import Config
 from interceptor.errors import Problem
 from interceptor.netns import enter_for_good, locate
-from interceptor.proxy import cpus
+from interceptor.proxy import cpus, readiness
 from interceptor.proxy.configured import settings as configured
 from interceptor.proxy.limits import choose_total, raise_descriptor_limit
 from interceptor.proxy.relay.choice import choose
@@ -81,7 +81,12 @@ def _settings(config: Config, netns: str | None, user: str | None) -> ProxySetti
     prepared = capture.prepare(config, netns=netns)
     resolvers = tuple(str(resolver.network_address) for resolver in prepared.facts.resolvers)
     families: tuple[ListenFamily, ...] = tuple("v4" if family is Family.V4 else "v6" for family in prepared.plan.families)
-    return configured(config, families, resolvers=resolvers, run_as=_identity(config, user))
+    settings = configured(config, families, resolvers=resolvers, run_as=_identity(config, user))
+    if config.outbound == "off" and config.dns == "off":
+        return settings
+    # Whatever its own --before-proxy says: that of the rules counts, which others may have written.
+    own = [str(network.network_address) for network in prepared.facts.own_addresses]
+    return dataclasses.replace(settings, announce_to=readiness.addresses(own))
 
 
 def _identity(config: Config, user: str | None) -> tuple[int, int] | None:

@@ -109,16 +109,18 @@ class _Builder:
     # --- connection tracking -------------------------------------------------------------------------------------
 
     def tracking(self) -> Iterator[Chain]:
+        waits = self.config.before_proxy == "bypass" and (self.config.outbound != "off" or self.dns)
+        entry = list(out.announcements(self.config, (*self.covered, *self.blocked)) if waits else ())
         if self.dns or self.udp_out:
             yield Chain(Table.RAW, "ZONE", out.zone_rules(self.config))
-            entry = tuple(self.enter(Match(proto=Proto.UDP), Jump("ZONE"), "conntrack zones", "--dns"))
-            yield Chain(Table.RAW, "OUTPUT", entry, Hook.OUTPUT)
+            entry += self.enter(Match(proto=Proto.UDP), Jump("ZONE"), "conntrack zones", "--dns")
+        yield Chain(Table.RAW, "OUTPUT", tuple(entry), Hook.OUTPUT)
         # What is decided at connect() is decided by no conntrack entry.
         translates = self.config.outbound in ("redirect", "tproxy")
         if self.config.conntrack_timeouts and (translates or self.dns):
             yield from out.timeout_chains(self.config, "SHORT")
-            entry = tuple(self.enter(Match(proto=Proto.TCP), Jump("SHORT"), "conntrack timeouts", "--outbound"))
-            yield Chain(Table.TIMEOUT, "OUTPUT", entry, Hook.OUTPUT)
+            entry = list(self.enter(Match(proto=Proto.TCP), Jump("SHORT"), "conntrack timeouts", "--outbound"))
+            yield Chain(Table.TIMEOUT, "OUTPUT", tuple(entry), Hook.OUTPUT)
 
     # --- NAT: REDIRECT and DNS -----------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ its first packet in NAT.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import TypeAlias
 
@@ -72,6 +72,7 @@ class Match:
     invalid: bool = False  # conntrack state INVALID
     direction: Direction | None = None
     untranslated: bool = False  # no NAT changes the connection's destination
+    announced: bool | None = None  # the proxy has announced itself since the rules came; or not yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,11 @@ class Tproxy:
 
     port: int
     mark: Mark
+
+
+@dataclass(frozen=True, slots=True)
+class Announce:
+    """The proxy says that it is ready: note it, for rules that ask, and discard the datagram."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,11 +165,11 @@ class Goto:
 
 
 Verdict: TypeAlias = (
-    Return | Drop | Redirect | Rewrite | Tproxy | SetMark | SetConnmark | Zone | ShortTimeouts | Log | Jump | Goto
+    Return | Drop | Redirect | Rewrite | Tproxy | Announce | SetMark | SetConnmark | Zone | ShortTimeouts | Log | Jump | Goto
 )  # fmt: skip
 
 # Verdicts after which the packet goes to no further rule of this chain.
-TERMINAL = (Return, Drop, Redirect, Rewrite, Tproxy, Goto)
+TERMINAL = (Return, Drop, Redirect, Rewrite, Tproxy, Announce, Goto)
 
 # Seconds, by conntrack state, for TCP that leaves this namespace. conntrack keeps the entry of a connection that was reset
 # for 10 s, and a SYN from the same port reopens it with whatever NAT was decided then: after the proxy's own connection an
@@ -251,6 +257,13 @@ class Plan:
     routes: tuple[PolicyRoute, ...] = ()
     inbound_source_v6: bool = False  # ::6/128 on lo, the source of the proxy's inbound leg
     connect: ConnectCapture | None = None
+    # A state, not a rule: whether it begins as if the proxy had announced itself, because it has, under earlier rules.
+    announced: bool = field(default=False, compare=False)
+
+    @property
+    def waits(self) -> bool:
+        """Whether some rule asks if the proxy has announced itself."""
+        return any(rule.match.announced is not None for chain in self.chains for rule in chain.rules)
 
     @property
     def all_chains(self) -> tuple[Chain, ...]:

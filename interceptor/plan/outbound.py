@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from interceptor.config import Config
-from interceptor.plan.model import Chain, Goto, Jump, Match, Return, Rule, ShortTimeouts, Table, TimeoutPolicy, Zone
-from interceptor.values import Network, PortRange, Proto
+from interceptor.plan.model import Announce, Chain, Goto, Jump, Match, Return, Rule, ShortTimeouts, Table, TimeoutPolicy, Zone
+from interceptor.values import Family, Network, PortRange, Proto
 
 DNS_PORTS = (PortRange(53, 53),)
 LOOPBACK: tuple[Network, ...] = (ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128"))
@@ -60,6 +60,7 @@ def local_chains(config: Config, capturing: Capturing, proxy_chain: str, name: s
     rules = [
         *excluded_interfaces(config, outgoing=True),
         *_proxy_identity(config, proxy_chain),
+        *_before_proxy(config),
         *_excluded_owners(config, capturing),
         *_excluded_destinations(config, capturing),
         *_dns(capturing),
@@ -80,6 +81,7 @@ def virtual_chains(config: Config, capturing: Capturing, name: str) -> Iterator[
     """The decision about what comes in from a virtual interface: as outbound, but nobody here owns it."""
     include = list(_include_stages(config, capturing, name, by_owner=((), ())))
     rules = [
+        *_before_proxy(config),
         *_excluded_destinations(config, capturing),
         *_dns(capturing),
         Rule(Match(dst_is_local=True), Return(), "this pod's own addresses stay direct", "built in"),
@@ -100,6 +102,23 @@ def excluded_interfaces(config: Config, *, outgoing: bool) -> Iterator[Rule]:
 def _proxy_identity(config: Config, proxy_chain: str) -> Iterator[Rule]:
     for match, option in identities(config):
         yield Rule(match, Goto(proxy_chain), "the proxy's own traffic", option)
+
+
+def _before_proxy(config: Config) -> Iterator[Rule]:
+    if config.before_proxy == "bypass":
+        yield Rule(Match(announced=False), Return(), "the proxy is not ready yet", "--before-proxy bypass")
+
+
+def announcements(config: Config, asking: tuple[Family, ...]) -> Iterator[Rule]:
+    """The proxy's datagram to its own host that says it is ready. By its identity: nobody else's counts.
+
+    In all families with rules that are `asking` for it: iptables notes it for each.
+    """
+    port = PortRange(config.probe_port, config.probe_port)
+    for family in (None,) if len(asking) == len(Family) else asking:
+        for match, _ in identities(config):
+            to_us = replace(match, family=family, proto=Proto.UDP, dports=(port,), dst_is_local=True)
+            yield Rule(to_us, Announce(), "the proxy is ready", "--before-proxy bypass")
 
 
 def _excluded_owners(config: Config, capturing: Capturing) -> Iterator[Rule]:
@@ -187,11 +206,18 @@ def _mechanism(config: Config, match: Match) -> str:
 
 
 def zone_rules(config: Config) -> tuple[Rule, ...]:
-    """The proxy's own UDP gets a conntrack zone, or a query from a port that it used goes around it (istio#33469)."""
-    return tuple(
+    """The proxy's own UDP gets a conntrack zone, or a query from a port that it used goes around it (istio#33469).
+
+    So does what goes direct before the proxy is ready: what is sent later from the same port has another entry.
+    """
+    rules = [
         Rule(replace(match, proto=Proto.UDP), Zone(1), "the proxy's own UDP has conntrack entries of its own", option)
         for match, option in identities(config)
-    )
+    ]
+    if config.before_proxy == "bypass":
+        early = Match(proto=Proto.UDP, announced=False)
+        rules.append(Rule(early, Zone(2), "before the proxy is ready: decided anew afterwards", "--before-proxy bypass"))
+    return tuple(rules)
 
 
 def timeout_chains(config: Config, name: str) -> Iterator[Chain]:
@@ -200,6 +226,9 @@ def timeout_chains(config: Config, name: str) -> Iterator[Chain]:
     uncaptured, captured = Goto("UNCAPTURED"), Goto("CAPTURED")
     why = "not captured, because of its owner"
     rules = [Rule(replace(match, proto=Proto.TCP), uncaptured, why, option) for match, option in identities(config)]
+    if config.before_proxy == "bypass":
+        early = replace(tcp, syn=True, announced=False)
+        rules.append(Rule(early, uncaptured, "not captured, before the proxy is ready", "--before-proxy bypass"))
     if config.exclude_uids:
         rules.append(Rule(replace(tcp, uids=config.exclude_uids), uncaptured, why, "--exclude-uids"))
     if config.exclude_gids:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias, assert_never
 
 from interceptor.plan.model import (
+    Announce,
     Chain,
     Direction,
     Drop,
@@ -39,7 +40,8 @@ Fate: TypeAlias = Literal["captured", "direct", "dropped"]
 class Packet:
     """The first packet of a connection. `in_interface` is None for what a local process sends.
 
-    `local` are the namespace's own addresses. `uid` and `gid` None: no local process owns it.
+    `local` are the namespace's own addresses. `uid` and `gid` None: no local process owns it. `announced`: whether the proxy
+    has announced itself by then.
     """
 
     proto: Proto
@@ -54,6 +56,7 @@ class Packet:
     connmark: int = 0
     cgroup: str | None = None
     local: frozenset[Address] = frozenset()
+    announced: bool = True
 
     def is_local(self, address: Address) -> bool:
         """Whether `address` is this namespace's own."""
@@ -84,7 +87,8 @@ class Outcome:
         deciding = [
             step
             for step in self.steps
-            if isinstance(step.rule.verdict, Return | Goto | Drop) and step.chain.table not in (Table.RAW, Table.TIMEOUT)
+            if isinstance(step.rule.verdict, Announce)
+            or (isinstance(step.rule.verdict, Return | Goto | Drop) and step.chain.table not in (Table.RAW, Table.TIMEOUT))
         ]
         if self.fate == "direct":
             return deciding[-1] if deciding else None
@@ -122,7 +126,7 @@ class _Walk:
             case Jump(name) | Goto(name):
                 self.run(self.find(chain.table, name))
                 return isinstance(verdict, Goto)
-            case Drop():
+            case Drop() | Announce():
                 self.outcome = Outcome("dropped")
             case Redirect(port):
                 self.outcome = Outcome("captured", port, "redirect")
@@ -186,6 +190,7 @@ def _conditions(match: Match, packet: Packet) -> Iterator[bool]:
     yield match.cgroup is None or match.cgroup == packet.cgroup
     yield not match.invalid
     yield match.direction in (None, Direction.ORIGINAL)
+    yield match.announced in (None, packet.announced)
 
 
 def _owned(match: Match, packet: Packet) -> bool:

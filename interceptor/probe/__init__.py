@@ -20,6 +20,10 @@ from interceptor.probe.paths import Path, paths
 Status: TypeAlias = Literal["ok", "failed", "not probed"]
 
 
+# Its packets would leave, as they should; and whether they would be captured afterwards they cannot tell.
+NOT_ANNOUNCED = "--before-proxy bypass: it goes direct until the proxy has announced itself; start the proxy first"
+
+
 @dataclass(frozen=True, slots=True)
 class Result:
     """What became of one path. `detail` says why it failed or could not be probed; `rule` is the rule that should decide."""
@@ -45,7 +49,13 @@ def probe(config: Config, *, netns_name: str | None = None, allow_host: bool = F
             else None
         )
         waiting = {at: stack.enter_context(listener.at(at)) for at in dict.fromkeys(path.arrives for path in wanted)}
-        results = [_result(path, waiting[path.arrives], beside, config.probe_port) for path in wanted]
+        early = capture.announced(prepared.plan) is False
+        results = [
+            Result(path, "not probed", NOT_ANNOUNCED, path.rule)
+            if early and path.direction in ("outbound", "dns")
+            else _result(path, waiting[path.arrives], beside, config.probe_port)
+            for path in wanted
+        ]
     return tuple(_explained(results, config, netns_name))
 
 

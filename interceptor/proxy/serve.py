@@ -16,6 +16,7 @@ from interceptor.proxy.flow_log import FlowLog
 from interceptor.proxy.listeners import BoundListener, open_for_workers, with_own_view
 from interceptor.proxy.loop import Loop
 from interceptor.proxy.metrics import Region, summary
+from interceptor.proxy.readiness import Readiness
 from interceptor.proxy.relay.packet_attach import Attached
 from interceptor.proxy.relay.packet_table import FlowTable
 from interceptor.proxy.server import Proxy
@@ -88,6 +89,7 @@ def _run_alone(
     def ready() -> None:
         if admin is not None:
             admin.start()  # not before the proxy has become its own user
+        _announce(proxy, settings)
         on_ready()
 
     try:
@@ -122,7 +124,13 @@ def _run_workers(
         proxy.stop_at_end_of(link.lifeline)
         proxy.answer(link.asked)
         log = FlowLog(flows, counts)
-        _run(proxy, link.say_ready)
+
+        def ready() -> None:
+            # Every worker: the supervisor is not the proxy's user. What waits in the others' queues is served in a moment.
+            _announce(proxy, settings)
+            link.say_ready()
+
+        _run(proxy, ready)
         log.close()
         return 0
 
@@ -149,6 +157,11 @@ def _run(proxy: Proxy, on_ready: Callable[[], None]) -> None:
     gc.freeze()
     gc.set_threshold(GC_THRESHOLD)
     proxy.run(on_ready)
+
+
+def _announce(proxy: Proxy, settings: ProxySettings) -> None:
+    if settings.announce_to:
+        Readiness(proxy.later, settings.announce_to, settings.probe_port, settings.upstream_mark).begin()
 
 
 def _admin(settings: ProxySettings, shown: Shown) -> AdminHttp | None:

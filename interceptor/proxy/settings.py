@@ -58,6 +58,7 @@ class ProxySettings:
     resolvers: IP addresses, optionally `ip:port` or `[ip]:port`, to be asked in this order; dns_parallel: all at once.
     dns_cache_size: how many answers are kept; 0: none.
     virtual_interfaces: whoever comes in by these may ask, too; others only from this host.
+    announce_to: own addresses to announce at, on the probe port, that the proxy is ready; empty: it does not.
     """
 
     listeners: tuple[Listener, ...]
@@ -85,6 +86,7 @@ class ProxySettings:
     peek: frozenset[Kind] = frozenset()
     header: HeaderFor | None = None
     admin_port: int | None = None
+    announce_to: tuple[str, ...] = ()
 
     @property
     def needs_net_admin(self) -> bool:

@@ -11,6 +11,7 @@ from itertools import product
 from typing import assert_never
 
 from interceptor.plan.model import (
+    Announce,
     Chain,
     Drop,
     Goto,
@@ -34,6 +35,9 @@ from interceptor.plan.model import (
 from interceptor.values import Family, Network, PortRange, Proto, kernel_text
 
 PREFIX = "INTERCEPT_"
+# A list of xt_recent that holds nothing, or one entry a family: whether the proxy has announced itself. Entries are addresses
+# under the mask: of everybody's nothing is left.
+ANNOUNCED = "interceptor"
 MULTIPORT_SLOTS = 15  # XT_MULTI_PORTS, linux/netfilter/xt_multiport.h; a range takes two
 TABLES = ("raw", "mangle", "nat")
 IN_TABLE = {Table.RAW: "raw", Table.TIMEOUT: "raw", Table.MANGLE: "mangle", Table.NAT: "nat"}
@@ -105,7 +109,7 @@ def specs(table: Table, rule: Rule, family: Family) -> Iterator[str]:
         _owner_matches(match),
     )
     for source, destination, ports, owner in product(*alternatives):
-        parts = (source, destination, _interfaces(match), ports, owner, *_other_matches(match), _comment(rule.why))
+        parts = (source, destination, _interfaces(match), ports, owner, *_other_matches(match, family), _comment(rule.why))
         yield " ".join((*filter(None, parts), _target(table, rule.verdict, family)))
 
 
@@ -159,7 +163,12 @@ def _owner_matches(match: Match) -> list[str]:
     return owners or [""]
 
 
-def _other_matches(match: Match) -> Iterator[str]:
+def _list(family: Family) -> str:
+    nothing = "0.0.0.0" if family is Family.V4 else "::"  # noqa: S104
+    return f"--name {ANNOUNCED} --mask {nothing} --rsource"
+
+
+def _other_matches(match: Match, family: Family) -> Iterator[str]:
     if match.cgroup is not None:
         raise ValueError("iptables rules cannot match a cgroup; Config refuses this combination")
     if match.mark is not None:
@@ -175,6 +184,8 @@ def _other_matches(match: Match) -> Iterator[str]:
     for end, wanted in (("src", match.src_is_local), ("dst", match.dst_is_local)):
         if wanted is not None:
             yield f"-m addrtype {'' if wanted else '! '}--{end}-type LOCAL"
+    if match.announced is not None:
+        yield f"-m recent {'' if match.announced else '! '}--rcheck {_list(family)}"
 
 
 def _comment(why: str) -> str:
@@ -192,6 +203,9 @@ def _target(table: Table, verdict: Verdict, family: Family) -> str:
         case Tproxy(port, mark):
             anywhere = "0.0.0.0" if family is Family.V4 else "::"  # noqa: S104
             return f"-j TPROXY --on-port {port} --on-ip {anywhere} --tproxy-mark {mark.value:#x}/{mark.mask:#x}"
+        case Announce():
+            # A match that acts: it must be the last one.
+            return f"-m recent --set {_list(family)} -j DROP"
         case SetMark(mark):
             return f"-j MARK --set-xmark {mark.value:#x}/{mark.mask:#x}"
         case SetConnmark(mark):

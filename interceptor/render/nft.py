@@ -11,6 +11,7 @@ from typing import assert_never
 
 from interceptor.plan.model import (
     TIMEOUTS,
+    Announce,
     Chain,
     Drop,
     Goto,
@@ -47,6 +48,10 @@ BASE = {
     (Table.NAT, Hook.OUTPUT): "type nat hook output priority -101",
     (Table.NAT, Hook.PREROUTING): "type nat hook prerouting priority -101",
 }
+# A set that holds nothing, or one element: whether the proxy has announced itself. Its key must be of some packet's value, and
+# the same for all packets: no bit of their mark.
+ANNOUNCED = "announced"
+_CONSTANT, _ELEMENT = "meta mark & 0x00000000", "0x00000000"
 _FIRST_PACKET = "tcp flags syn / fin,syn,rst,ack"
 _FIRST_PACKET_NEW = "tcp flags & (fin | syn | rst | ack) == syn"  # as nft 1.1 lists it
 _DURATION = re.compile(r"\b(?:\d+[dhms])+\b")
@@ -66,7 +71,7 @@ def delete() -> str:
 
 def table(plan: Plan) -> str:
     """Our table, as a block."""
-    blocks = [*_timeouts(plan), *(_chain_block(chain, plan) for chain in plan.chains)]
+    blocks = [*_timeouts(plan), *_announced(plan), *(_chain_block(chain, plan) for chain in plan.chains)]
     body = "\n".join(blocks)
     return f"table inet {TABLE} {{\n{body}}}\n"
 
@@ -88,6 +93,12 @@ def _timeouts(plan: Plan) -> Iterator[str]:
                 f"\tct timeout {timeout_name(policy, family)} {{\n\t\tprotocol tcp\n\t\tl3proto {L3[family]}\n"
                 f"\t\tpolicy = {{ {seconds} }}\n\t}}\n"
             )
+
+
+def _announced(plan: Plan) -> Iterator[str]:
+    if plan.waits:
+        begins = f"\t\telements = {{ {_ELEMENT} }}\n" if plan.announced else ""
+        yield f"\tset {ANNOUNCED} {{\n\t\ttype mark\n\t\tsize 1\n\t\tflags dynamic\n{begins}\t}}\n"
 
 
 def _chain_block(chain: Chain, plan: Plan) -> str:
@@ -175,6 +186,8 @@ def _state_parts(match: Match) -> Iterator[str]:
         yield f"ct direction {match.direction.value}"
     if match.untranslated:
         yield "ct status ! dnat"
+    if match.announced is not None:
+        yield f"{_CONSTANT} {'==' if match.announced else '!='} @{ANNOUNCED}"
 
 
 def _mark_test(left: str, mark: Mark) -> str:
@@ -231,6 +244,8 @@ def _actions(in_table: Table, verdict: Verdict, family: Family | None) -> tuple[
             # A rule that matches one family must name it here again, or nft refuses it.
             named = f"{L3[family]} " if family is not None else ""
             return (f"{_mark_assignment('meta mark', mark)} tproxy {named}to :{port} accept", "drop")
+        case Announce():
+            return (f"add @{ANNOUNCED} {{ {_CONSTANT} }} drop",)
         case SetMark(mark):
             return (_mark_assignment("meta mark", mark),)
         case SetConnmark(mark):
@@ -258,10 +273,12 @@ def parse(text: str) -> dict[str, tuple[str, ...]]:
     current: list[str] = []
     for line in text.splitlines():
         stripped = _as_rendered(line.strip())
-        if stripped.endswith("{") and stripped.startswith(("chain ", "ct timeout ")):
+        if stripped.endswith("{") and stripped.startswith(("chain ", "ct timeout ", "set ")):
             current = blocks.setdefault(stripped.removesuffix("{").removeprefix("chain ").strip(), [])
-        elif stripped.startswith("flags "):
+        elif stripped.startswith("flags ") and not blocks:
             blocks["table flags"] = [stripped]
+        elif stripped.startswith("elements = "):
+            continue  # a state, which comes and goes by itself
         elif stripped and stripped != "}" and not stripped.startswith("table "):
             current.append(stripped)
     return {name: tuple(lines) for name, lines in blocks.items()}

@@ -24,6 +24,7 @@ def run_config(resolved: Resolved) -> Config:
         config,
         dns="all" if resolved.origin["dns"] == "default" else config.dns,
         inbound="off",
+        before_proxy="block",  # the proxy is there first, and what goes direct goes nowhere
         original_source=False,
         proxy_uid=(),
         proxy_gid=(),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e import place as places
 from tests.e2e.machine import HOST_V4, HOST_V6, WORLD_V4, WORLD_V6, Machine, sh
 
 
@@ -47,3 +48,10 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
             subprocess.run(["ip", "netns", "del", netns], check=False, capture_output=True)
             Path(f"/etc/netns/{netns}/resolv.conf").unlink(missing_ok=True)
             Path(f"/etc/netns/{netns}").rmdir()
+
+
+@pytest.fixture
+def place() -> Iterator[places.Place]:
+    """Two pods, anew for each test."""
+    with places.built() as built:
+        yield built

@@ -7,48 +7,22 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import pytest
 
+from tests.e2e.place import NETS, Place, at, interceptor
 from tests.rig.client import REFUSED, Answer, ask
-from tests.rig.net import Pod, ip, pods, wire
-from tests.rig.servers import Server, serving
+from tests.rig.net import Pod
 
 pytestmark = pytest.mark.netns
-NETS = {"v4": ("10.8.0.1", "10.8.0.2", "127.0.0.6"), "v6": ("fd08::1", "fd08::2", "::6")}
 MODES = [
     pytest.param([], id="redirect"),
     pytest.param(["--outbound", "tproxy", "--inbound", "tproxy"], id="tproxy"),
     pytest.param(["--original-source"], id="redirect, original source"),
     pytest.param(["--inbound", "tproxy", "--original-source"], id="tproxy, original source"),
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """The captured pod and another one, which each run a server on port 80."""
-
-    pod: Pod
-    far: Pod
-
-
-@pytest.fixture
-def place() -> Iterator[Place]:
-    with pods(2) as (pod, far), serving() as servers:
-        ends = [[f"{net[end]}/{24 if '.' in net[end] else 64}" for net in NETS.values()] for end in (0, 1)]
-        wire(pod, far, ("eth0", "eth0"), (ends[0], ends[1]))
-        ip(f"route add default via {NETS['v4'][1]}\nroute add default via {NETS['v6'][1]}\n", pod)
-        servers.listen(Server("app", pod, uid=1000), 80)
-        servers.listen(Server("far", far, uid=0), 80)
-        yield Place(pod, far)
-
-
-def interceptor(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "interceptor", *arguments]
 
 
 @contextmanager
@@ -67,10 +41,6 @@ def proxied(pod: Pod, options: list[str]) -> Iterator[list[dict[str, object]]]:
             stdout, stderr = proxy.communicate(timeout=20)
             flows += [json.loads(line) for line in stdout.splitlines()]
     assert proxy.returncode == 0, stderr
-
-
-def at(address: str, port: int = 80) -> str:
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 @pytest.mark.parametrize("family", NETS)

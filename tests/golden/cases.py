@@ -90,6 +90,8 @@ CASES: dict[str, Config] = {
     "redirect-after-tproxy": _config(),
     "dual": _config(ip_family="dual"),
     "kernel-without-v6": _config(),
+    "before-proxy": _config(before_proxy="bypass", dns="all"),
+    "before-proxy-tproxy": _config(before_proxy="bypass", outbound="tproxy", udp="tproxy", virtual_interfaces="docker0"),
     "no-conntrack-timeouts": _config(conntrack_timeouts="false"),
     "drop-invalid-and-log": _config(drop_invalid="true", log_rules="true", outbound="tproxy", backend="iptables-nft"),
 }

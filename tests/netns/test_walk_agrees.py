@@ -8,13 +8,14 @@ from __future__ import annotations
 import ipaddress
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
 from interceptor import capture
 from interceptor.config import Config
 from interceptor.errors import ConfigError
-from interceptor.plan.model import Plan
+from interceptor.plan.model import Announce, Plan
 from interceptor.plan.walk import Outcome, Packet, walk
 from interceptor.values import Proto
 from tests.rig.capturing import options
@@ -57,6 +58,7 @@ CHOSEN = {
     "uncovered_family": ("block", "bypass"),
     "original_source": ("false", "false", "true"),
     "drop_invalid": ("false", "true"),
+    "before_proxy": ("block", "block", "bypass"),
 }
 SELDOM = {
     "proxy_uid": ("1337", "1337,2005", "70000", ""),
@@ -108,7 +110,7 @@ def assert_agreement(w: World, backend: str, chance: random.Random, count: int) 
     """`count` random configurations, PAIRS_PER_CONFIG packets each."""
     for _ in range(count):
         texts, config = draw_config(backend, chance)
-        plan = capture.enable(config, netns=w.pod.name).plan
+        plan = enable_anew(w, config, is_announced=chance.random() < 0.5)
         pairs = [draw_packet(w, plan, chance) for _ in range(PAIRS_PER_CONFIG)]
         expected = [expected_answer(walk(plan, packet), packet) for _, packet in pairs]
         found = ask_as_expected([question for question, _ in pairs], expected)
@@ -119,6 +121,15 @@ def assert_agreement(w: World, backend: str, chance: random.Random, count: int) 
         ]
         assert wrong == [], f"{len(wrong)} of {len(pairs)} under {texts}"
         forget_connections(w.pod)
+
+
+def enable_anew(w: World, config: Config, *, is_announced: bool) -> Plan:
+    """Capture by `config`; with --before-proxy bypass before or after the proxy's announcement."""
+    if config.before_proxy == "bypass":
+        capture.disable(netns=w.pod.name)
+    plan = capture.enable(config, netns=w.pod.name, had_rules=is_announced).plan
+    assert plan.announced == (plan.waits and is_announced)
+    return plan
 
 
 def draw_config(backend: str, chance: random.Random) -> tuple[dict[str, str], Config]:
@@ -136,7 +147,13 @@ def draw_packet(w: World, plan: Plan, chance: random.Random) -> tuple[Question, 
     """One packet, as what to ask for and as walk() takes it."""
     net = NETS[chance.choice(("v4", "v6"))]
     way = chance.choice((_outgoing, _outgoing, _to_itself, _incoming, _from_guest))
-    return way(w, net, plan, chance)
+    while True:
+        question, packet = way(w, net, plan, chance)
+        packet = replace(packet, announced=plan.announced or not plan.waits)
+        # What announces the proxy changes what becomes of all after it.
+        announces = any(isinstance(step.rule.verdict, Announce) for step in walk(plan, packet).steps)
+        if packet.announced or not announces:
+            return question, packet
 
 
 def _outgoing(w: World, net: Net, plan: Plan, chance: random.Random) -> tuple[Question, Packet]:

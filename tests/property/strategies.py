@@ -78,7 +78,7 @@ def _by_choice(name: str) -> st.SearchStrategy[Any]:
     return st.sampled_from(kind.choices).map(lambda text: text == "true" if text in ("true", "false") else text)
 
 
-NEED_PACKETS = ("exclude_interfaces", "virtual_interfaces", "log_rules")
+NEED_PACKETS = ("exclude_interfaces", "virtual_interfaces", "log_rules", "before_proxy")
 VALUES: dict[str, st.SearchStrategy[Any]] = {
     "outbound_port": st.just(15101),
     "inbound_port": st.just(15106),
@@ -150,7 +150,7 @@ def configs(draw: st.DrawFn, **fixed: Any) -> Config:
             values[row.name] = draw(_cidrs(families) if row.name.endswith("cidrs") else VALUES[row.name])
     if (values | fixed).get("outbound") == "connect":
         # Nothing of these is known when a socket is connected: it refuses them.
-        if any(fixed.get(name) for name in NEED_PACKETS):
+        if any(fixed.get(name, FIELD[name].default) != FIELD[name].default for name in NEED_PACKETS):
             values["outbound"] = "redirect"
         else:
             values |= {name: FIELD[name].default for name in NEED_PACKETS}
@@ -219,6 +219,12 @@ def _dports(config: Config | None) -> st.SearchStrategy[int]:
     config = config or Config()
     own = (config.outbound_port, config.inbound_port, config.dns_port, config.tunnel_port, config.probe_port, 15020)
     return st.sampled_from((*PORTS, *own, 1003, 60000))
+
+
+def announces(config: Config, packet: Packet) -> bool:
+    """Whether the proxy says with it that it is ready."""
+    is_to_us = packet.proto is Proto.UDP and packet.dport == config.probe_port and packet.dst in LOCAL
+    return config.before_proxy == "bypass" and is_to_us and packet.in_interface is None and is_proxys(config, packet)
 
 
 def is_proxys(config: Config, packet: Packet) -> bool:

@@ -16,7 +16,17 @@ from interceptor.plan.build import build_plan
 from interceptor.plan.model import TERMINAL, Goto, HostFacts, Jump, Match
 from interceptor.plan.walk import Outcome, Packet, walk
 from interceptor.values import Family, IdRange, PortRange, Proto, UidRule, merge, parse_cidrs
-from tests.property.strategies import LOCAL, LOOPBACK, OWN, configs, facts, inbound_packets, is_proxys, outbound_packets
+from tests.property.strategies import (
+    LOCAL,
+    LOOPBACK,
+    OWN,
+    announces,
+    configs,
+    facts,
+    inbound_packets,
+    is_proxys,
+    outbound_packets,
+)
 
 NO_IDENTITY = {"uid": 4242, "gid": 4242, "mark": 0, "cgroup": None}
 
@@ -47,7 +57,7 @@ def fate(outcome: Outcome) -> tuple[str, int | None, str | None]:
 def test_proxys_traffic_is_never_captured_outbound_except_its_self_call_as_inbound(data: st.DataObject, case: Case) -> None:
     config, plan = case
     packet = data.draw(outbound_packets(config))
-    assume(is_proxys(config, packet))
+    assume(is_proxys(config, packet) and not announces(config, packet))
 
     outcome = walk(plan, packet)
 
@@ -259,3 +269,44 @@ def test_self_call_of_the_proxy_is_inbound() -> None:
     packet = Packet(Proto.TCP, own, own, 80, uid=1337, gid=1337, out_interface="lo", local=frozenset({own}))
 
     assert fate(walk(build_plan(Config(), HostFacts()), packet)) == ("captured", 15006, "redirect")
+
+
+@given(st.data(), planned(before_proxy="bypass"))
+def test_before_the_proxy_nothing_outbound_is_captured_or_dropped(data: st.DataObject, case: Case) -> None:
+    config, plan = case
+    packet = replace(data.draw(outbound_packets(config)), announced=False)
+    assume(not is_proxys(config, packet))
+
+    assert fate(walk(plan, packet)) == ("direct", None, None)
+
+
+@given(st.data(), planned(before_proxy="bypass", virtual_interfaces=("docker0",), exclude_interfaces=()))
+def test_before_the_proxy_a_virtual_interfaces_tcp_is_let_through(data: st.DataObject, case: Case) -> None:
+    config, plan = case
+    drawn = data.draw(inbound_packets(config, plan.families))
+    packet = replace(drawn, in_interface="docker0", proto=Proto.TCP, announced=False)
+    assume(config.outbound != "off")
+
+    assert fate(walk(plan, packet)) == ("direct", None, None)
+
+
+@given(st.data(), planned(before_proxy="bypass", virtual_interfaces=()))
+def test_before_the_proxy_inbound_is_as_ever(data: st.DataObject, case: Case) -> None:
+    config, plan = case
+    packet = data.draw(inbound_packets(config))
+
+    assert fate(walk(plan, replace(packet, announced=False))) == fate(walk(plan, packet))
+
+
+@given(st.data(), planned(before_proxy="bypass"))
+def test_after_the_announcement_it_is_as_if_there_had_been_no_bypass(data: st.DataObject, case: Case) -> None:
+    config, plan = case
+    packet = data.draw(st.one_of(outbound_packets(config), inbound_packets(config)))
+    blocking = build_plan(replace(config, before_proxy="block"), case.host)
+
+    outcome = walk(plan, packet)
+
+    if announces(config, packet):
+        assert outcome.fate in ("dropped", walk(blocking, packet).fate)
+    else:
+        assert fate(outcome) == fate(walk(blocking, packet))

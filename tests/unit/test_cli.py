@@ -19,7 +19,7 @@ from interceptor.errors import ConfigError
 from interceptor.proxy_options import PROXY_GROUPS
 
 INTERCEPTOR = (sys.executable, "-m", "interceptor")
-CONFIGURED = ("init", "plan", "check", "explain", "probe", "config", "proxy")
+CONFIGURED = ("init", "plan", "check", "explain", "probe", "config", "proxy", "announce")
 Capture = pytest.CaptureFixture[str]
 
 
@@ -203,6 +203,13 @@ def test_explain_says_how_a_packet_is_captured(capsys: Capture) -> None:
     text = printed(capsys, "explain", "--in-interface", "eth0", "--dport", "8080", "--inbound", "tproxy")
 
     assert text.startswith("captured: tproxy to the proxy's port 15006\n")
+
+
+def test_explain_knows_the_time_before_the_proxy(capsys: Capture) -> None:
+    asked = ("explain", "--dst", "192.0.2.9", "--uid", "1000", "--before-proxy", "bypass")
+
+    assert printed(capsys, *asked, "--early").startswith("direct\n")
+    assert printed(capsys, *asked).startswith("captured: ")
 
 
 def test_explain_shows_the_trail_when_asked(capsys: Capture) -> None:

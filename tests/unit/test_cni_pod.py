@@ -494,3 +494,11 @@ def test_the_proxys_ids_come_from_its_container_and_else_from_the_pod() -> None:
 def test_a_mesh_that_is_not_listed_is_not_looked_for() -> None:
     entry = Entry(agent_socket="/x", kubernetes={"meshes": ["linkerd"]})
     assert skipped(istio(), entry) == "it has no proxy container"
+
+
+def test_a_namespace_lets_its_init_containers_out_and_a_pod_of_it_does_not() -> None:
+    out = {"interceptor.io/before-proxy": "bypass"}
+    assert captured(made(PROXY, of_namespace=out))["before_proxy"] == "bypass"
+    assert (
+        captured(made(PROXY, of_namespace=out, annotations={"interceptor.io/before-proxy": "block"}))["before_proxy"] == "block"
+    )

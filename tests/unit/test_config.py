@@ -207,3 +207,8 @@ def test_no_plan_depends_on_what_only_the_proxy_reads(config: Config) -> None:
     defaults = {name: field.default for name, field in ProxyOptions.__dataclass_fields__.items()}
 
     assert build_plan(config, HostFacts()) == build_plan(dataclasses.replace(config, **defaults), HostFacts())
+
+
+def test_connect_refuses_a_bypass_that_would_never_end() -> None:
+    with pytest.raises(ConfigError, match="--before-proxy"):
+        Config(outbound="connect", before_proxy="bypass")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from dataclasses import replace
 
 import pytest
 
@@ -114,3 +115,13 @@ def test_what_nft_1_1_lists_is_read_as_what_1_0_lists() -> None:
     old = new.replace("1m5s", "65").replace("0s", "0").replace("& (fin | syn | rst | ack) == syn", "syn / fin,syn,rst,ack")
 
     assert nft.parse(new) == nft.parse(old)
+
+
+def test_the_announcement_is_loaded_with_the_rules_and_no_part_of_what_is_compared() -> None:
+    plan = build_plan(Config(before_proxy="bypass"), HostFacts())
+    announced = replace(plan, announced=True)
+
+    assert "elements = { 0x00000000 }" in nft.script(announced)
+    assert "elements" not in nft.script(plan)
+    assert nft.parse(nft.table(announced)) == nft.parse(nft.table(plan))
+    assert nft.parse(nft.table(plan))["set announced"] == ("type mark", "size 1", "flags dynamic")

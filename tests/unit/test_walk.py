@@ -140,3 +140,38 @@ def test_captured_packets_deciding_rule_is_the_one_that_sent_it() -> None:
 def test_kernel_without_a_family_that_is_asked_for_is_refused() -> None:
     with pytest.raises(Unsupported, match="--ip-family dual: this kernel has no IPv6"):
         build_plan(Config(ip_family="dual"), HostFacts(kernel_families=(Family.V4,)))
+
+
+BYPASS = {"before_proxy": "bypass", "dns": "all", "udp": "tproxy"}
+ANNOUNCEMENT = replace(PROXY, proto=Proto.UDP, src=LO, dst=LO, dport=15002, out_interface="lo")
+
+
+@pytest.mark.parametrize("packet", [APP, replace(APP, proto=Proto.UDP), replace(APP, proto=Proto.UDP, dport=53)])
+def test_before_the_proxy_is_ready_an_application_goes_direct_and_the_rule_says_why(packet: Packet) -> None:
+    outcome = walked(replace(packet, announced=False), **BYPASS)
+
+    assert outcome.fate == "direct"
+    assert outcome.deciding is not None
+    assert outcome.deciding.rule.option == "--before-proxy bypass"
+    assert walked(packet, **BYPASS).fate == "captured"
+
+
+def test_the_proxys_announcement_is_taken_by_a_rule() -> None:
+    outcome = walked(replace(ANNOUNCEMENT, announced=False), **BYPASS)
+
+    assert outcome.fate == "dropped"
+    assert outcome.deciding is not None
+    assert outcome.deciding.rule.why == "the proxy is ready"
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [
+        pytest.param(replace(ANNOUNCEMENT, uid=1000, gid=1000), id="of another user"),
+        pytest.param(replace(ANNOUNCEMENT, dst=FAR, out_interface="eth0"), id="to elsewhere"),
+        pytest.param(replace(ANNOUNCEMENT, dport=15003), id="to another port"),
+        pytest.param(replace(ANNOUNCEMENT, proto=Proto.TCP), id="by TCP"),
+    ],
+)
+def test_what_is_no_announcement_is_not_taken_for_one(packet: Packet) -> None:
+    assert walked(replace(packet, announced=False), **BYPASS).fate == "direct"
