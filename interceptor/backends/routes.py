@@ -32,11 +32,6 @@ METRIC = 1337
 RTM_GETROUTE = 26  # linux/rtnetlink.h, to the end of this block
 RTM_GETRULE = 34
 RTN_LOCAL = 2
-RTN_NAMES = {1: "unicast", 6: "blackhole", 7: "unreachable", 8: "prohibit", 9: "throw"}
-RTA_DST = 1
-RTA_OIF = 4
-RTA_GATEWAY = 5
-RTA_PRIORITY = 6
 RTA_TABLE = 15
 FRA_PRIORITY = 6  # linux/fib_rules.h, to the end of this block
 FRA_FWMARK = 10
@@ -47,8 +42,8 @@ LOOPBACK_IFINDEX = 1  # net/net_namespace.h
 ADDRESS_FAMILIES = {Family.V4: socket.AF_INET, Family.V6: socket.AF_INET6}
 NO_MARK = Mark(0, 0)
 NO_TABLE = 0  # RT_TABLE_UNSPEC
-_RULE = struct.Struct("=BBBBBBBBI")  # struct fib_rule_hdr
-_ROUTE = struct.Struct("=BBBBBBBBI")  # struct rtmsg
+RULE = struct.Struct("=BBBBBBBBI")  # struct fib_rule_hdr
+ROUTE = struct.Struct("=BBBBBBBBI")  # struct rtmsg
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,39 +58,6 @@ class _Halves:
 def present() -> tuple[PolicyRoute, ...]:
     """What is ours now. Half of one, left by a crash, stands as a route without a mark, or into table 0."""
     return tuple(route for family in Family for route in _paired(_halves(family)))
-
-
-def overriding(wanted: Sequence[PolicyRoute]) -> Iterator[str]:
-    """Routes of others in the tables of `wanted` that win over ours, for some packet at least, and do not deliver locally."""
-    for family, table in dict.fromkeys((route.family, route.table) for route in wanted):
-        number = ADDRESS_FAMILIES[family]
-        asked = _ROUTE.pack(number, 0, 0, 0, table if table < 256 else 0, 0, 0, 0, 0) + netlink.attr(RTA_TABLE, _packed(table))
-        for answer in _dump(RTM_GETROUTE, asked):
-            _, dst_length, src_length, tos, short_table, _, _, kind, _ = _ROUTE.unpack_from(answer)
-            attributes = netlink.parse_attrs(answer[_ROUTE.size :])
-            metric = _u32(attributes.get(RTA_PRIORITY), 0)
-            wins = dst_length or src_length or tos or metric <= METRIC
-            # Istio puts a route like ours there: it does the same, whoever wins.
-            if kind != RTN_LOCAL and wins and _u32(attributes.get(RTA_TABLE), short_table) == table:
-                yield f"IP{family.value} table {table}: {_shown(number, kind, dst_length, attributes)} metric {metric}"
-
-
-def _shown(family: int, kind: int, dst_length: int, attributes: dict[int, bytes]) -> str:
-    """As ip-route(8) takes it."""
-    words = [RTN_NAMES.get(kind, str(kind))]
-    words.append(f"{socket.inet_ntop(family, attributes[RTA_DST])}/{dst_length}" if RTA_DST in attributes else "default")
-    if RTA_GATEWAY in attributes:
-        words += ["via", socket.inet_ntop(family, attributes[RTA_GATEWAY])]
-    if RTA_OIF in attributes:
-        words += ["dev", _interface(_u32(attributes[RTA_OIF], 0))]
-    return " ".join(words)
-
-
-def _interface(index: int) -> str:
-    try:
-        return socket.if_indextoname(index)
-    except OSError:  # it went a moment ago
-        return f"if{index}"
 
 
 def ensure(routes: Sequence[PolicyRoute]) -> None:
@@ -145,22 +107,23 @@ def _paired(held: _Halves) -> Iterator[PolicyRoute]:
 def _halves(family: Family) -> _Halves:
     address_family = ADDRESS_FAMILIES[family]
     rules: list[tuple[Mark, int]] = []
-    for answer in _dump(RTM_GETRULE, _RULE.pack(address_family, 0, 0, 0, 0, 0, 0, 0, 0)):
-        header, attributes = _RULE.unpack_from(answer), netlink.parse_attrs(answer[_RULE.size :])
-        ours = attributes.get(FRA_PROTOCOL) == bytes([PROTOCOL]) and _u32(attributes.get(FRA_PRIORITY), 0) == PRIORITY
+    for answer in dump(RTM_GETRULE, RULE.pack(address_family, 0, 0, 0, 0, 0, 0, 0, 0)):
+        header, attributes = RULE.unpack_from(answer), netlink.parse_attrs(answer[RULE.size :])
+        ours = attributes.get(FRA_PROTOCOL) == bytes([PROTOCOL]) and u32(attributes.get(FRA_PRIORITY), 0) == PRIORITY
         if header[0] == address_family and ours:
-            mark = Mark(_u32(attributes.get(FRA_FWMARK), 0), _u32(attributes.get(FRA_FWMASK), 0))
-            rules.append((mark, _u32(attributes.get(FRA_TABLE), header[4])))
+            mark = Mark(u32(attributes.get(FRA_FWMARK), 0), u32(attributes.get(FRA_FWMASK), 0))
+            rules.append((mark, u32(attributes.get(FRA_TABLE), header[4])))
     tables: list[int] = []
-    for answer in _dump(RTM_GETROUTE, _ROUTE.pack(address_family, 0, 0, 0, 0, PROTOCOL, 0, 0, 0)):
-        header, attributes = _ROUTE.unpack_from(answer), netlink.parse_attrs(answer[_ROUTE.size :])
+    for answer in dump(RTM_GETROUTE, ROUTE.pack(address_family, 0, 0, 0, 0, PROTOCOL, 0, 0, 0)):
+        header, attributes = ROUTE.unpack_from(answer), netlink.parse_attrs(answer[ROUTE.size :])
         length_of_dst = header[1]
         if (header[0], length_of_dst, header[5], header[7]) == (address_family, 0, PROTOCOL, RTN_LOCAL):
-            tables.append(_u32(attributes.get(RTA_TABLE), header[4]))
+            tables.append(u32(attributes.get(RTA_TABLE), header[4]))
     return _Halves(family, tuple(rules), tuple(tables))
 
 
-def _dump(kind: int, payload: bytes) -> list[bytes]:
+def dump(kind: int, payload: bytes) -> list[bytes]:
+    """Answers to RTM_GETRULE or RTM_GETROUTE; none from a kernel without such. Raises BackendError."""
     try:
         return netlink.dump(netlink.NETLINK_ROUTE, kind, payload)
     except OSError as error:
@@ -170,12 +133,9 @@ def _dump(kind: int, payload: bytes) -> list[bytes]:
         raise BackendError(f"listing ip rules and routes: {error.strerror or error}") from error
 
 
-def _u32(payload: bytes | None, otherwise: int) -> int:
+def u32(payload: bytes | None, otherwise: int) -> int:
+    """A number of an attribute; `otherwise` when there is none."""
     return int.from_bytes(payload, "little" if struct.pack("=H", 1) == b"\x01\x00" else "big") if payload else otherwise
-
-
-def _packed(number: int) -> bytes:
-    return struct.pack("=I", number)
 
 
 def _opened() -> IPRoute | RouteMessages:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from interceptor.backends import address, cttimeout, routes
+from interceptor.backends import address, cttimeout, foreign_routes, routes
 from interceptor.backends.base import Difference
 from interceptor.errors import BackendError, InterceptorError
 from interceptor.plan.model import Plan, PolicyRoute
@@ -42,12 +42,17 @@ def prepare(plan: Plan) -> Prepared:
     """Add what `plan` needs and take nothing away: old rules may still use the rest.
 
     Before the rules: a packet that is marked before its route exists would leave uncaptured. Raises BackendError when another
-    program's route would take packets that are meant for the proxy.
+    program's route or rule would take packets that are meant for the proxy.
     """
-    for winning in routes.overriding(plan.routes):
+    for winning in foreign_routes.overriding(plan.routes):
         raise BackendError(
             f"another program's route wins over ours in {winning}. Packets for the proxy would take it. "
             "Delete it, or `clean` and give another --tproxy-table. Nothing was changed"
+        )
+    for winning in foreign_routes.outranking(plan.routes):
+        raise BackendError(
+            f"another program's {winning} stands before ours ({routes.PRIORITY}), and packets for the proxy would take it. "
+            f"Delete it, or give it a priority over {routes.PRIORITY}. Nothing was changed"
         )
     before = routes.present()
     missing = tuple(route for route in plan.routes if route not in before)
@@ -87,8 +92,10 @@ def differences(plan: Plan) -> Iterator[Difference]:
     for route in plan.routes:
         if route not in present:
             yield Difference("missing", "policy route", str(route))
-    for winning in routes.overriding(plan.routes):
+    for winning in foreign_routes.overriding(plan.routes):
         yield Difference("extra", "policy route", f"{winning} wins over ours")
+    for winning in foreign_routes.outranking(plan.routes):
+        yield Difference("extra", "policy route", f"{winning} stands before ours")
     for route in present:
         if route not in plan.routes:
             yield Difference("extra", "policy route", str(route))

@@ -268,12 +268,25 @@ class _Builder:
             for match, option in out.identities(config):
                 owned = replace(match, proto=Proto.TCP, syn=True, out_interface="lo")
                 yield from self.enter(owned, Jump("MARK_PROXY"), "the proxy's own", option)
+        yield from self._udp_from_clients_address()
         if Proto.UDP in protos:
             # Without the direction an application's answer to an uncaptured datagram would be captured.
             first = Match(proto=Proto.UDP, direction=Direction.ORIGINAL)
             yield from self.enter(first, Jump("MARK"), "outbound", "--udp")
         yield from established.sent(self.routes)
         yield from self._blocked_entries("BLOCK_OUTBOUND", config.outbound != "off" or self.dns, udp=self.udp_out or self.dns)
+
+    def _udp_from_clients_address(self) -> Iterator[Rule]:
+        if not (self.udp_in and self.keeps_source):
+            return
+        mark = self.marks.original_source
+        for match, option in out.identities(self.config):
+            leg = replace(match, proto=Proto.UDP, direction=Direction.ORIGINAL, out_interface="lo", src_is_local=False)
+            yield from self.enter(leg, SetConnmark(mark), "replies come back to the proxy", option)
+        # Of any protocol: an ICMP error about the proxy's datagram belongs to its connection.
+        reply = Match(connmark=mark, direction=Direction.REPLY)
+        why = "reply to the proxy, not to the client"
+        yield from self.enter(reply, SetMark(self.config.tproxy_mark), why, "--original-source")
 
     def _mangle_prerouting(self, protos: tuple[Proto, ...]) -> Iterator[Rule]:
         config = self.config
@@ -294,6 +307,10 @@ class _Builder:
     def _looped(self, protos: tuple[Proto, ...]) -> Iterator[Rule]:
         """UDP that comes back in on lo because an OUTPUT rule marked it."""
         if Proto.UDP in protos:
+            if self.udp_in and self.keeps_source:
+                mark = self.marks.original_source
+                reply = Match(proto=Proto.UDP, in_interface="lo", connmark=mark, direction=Direction.REPLY)
+                yield from self.enter(reply, Return(), "reply to the proxy, which has a socket for it", "--original-source")
             match = Match(proto=Proto.UDP, in_interface="lo", mark=self.config.tproxy_mark)
             capture = Tproxy(self.config.outbound_port, self.config.tproxy_mark)
             yield from self.enter(match, capture, "to the proxy's outbound port", "--outbound-port")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 import time
 from socket import SocketType
+from typing import TYPE_CHECKING
 
 from interceptor.proxy import closing
 from interceptor.proxy.connection import Connection
-from interceptor.proxy.dns.streams import DnsStreams
 from interceptor.proxy.flows import Flow, errno_name
 from interceptor.proxy.hooks import Admit
 from interceptor.proxy.listeners import BoundListener
@@ -19,6 +19,9 @@ from interceptor.proxy.probe import ProbeAnswer
 from interceptor.proxy.runtime import Runtime
 from interceptor.proxy.sweep import Sweep
 from interceptor.sockets import SockAddr, accept, normal
+
+if TYPE_CHECKING:  # brings dnspython
+    from interceptor.proxy.dns.streams import DnsStreams
 
 # accept() says these when the host, not the client, has a problem (trio's ACCEPT_CAPACITY_ERRNOS): asking again at once
 # would spin, and nobody tells when there is room again.

@@ -38,7 +38,7 @@ class Runtime:
 
     def open_upstream(self, direction: Direction, client: SockAddr, destination: SockAddr) -> SocketType:
         """The upstream half of a TCP flow of `client`, not connected yet. Raises UpstreamError."""
-        source = self._inbound_source(client, destination) if direction == "inbound" else None
+        source = self.inbound_source(client, destination) if direction == "inbound" else None
         return open_stream(self.open_socket, destination, source, self.settings.upstream_mark)
 
     def dial_datagram(self, destination: Address) -> SocketType:
@@ -49,7 +49,8 @@ class Runtime:
         """Hand on what is known of a flow that has ended."""
         self.on_flow(flow)
 
-    def _inbound_source(self, client: SockAddr, destination: SockAddr) -> SockAddr:
+    def inbound_source(self, client: SockAddr, destination: SockAddr) -> SockAddr:
+        """Where the inbound leg of `client`'s flow to `destination` comes from; of any port."""
         # A client with an address of our own is the pod calling itself: dialled from there, capture would take it for
         # outbound-to-self and bring it back for ever.
         keeps_client = (

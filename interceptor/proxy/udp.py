@@ -27,7 +27,16 @@ from interceptor.proxy.raw_icmp import tell_unreachable
 from interceptor.proxy.raw_udp import reply
 from interceptor.proxy.runtime import Runtime
 from interceptor.proxy.upstream import PASSTHROUGH_V4, PASSTHROUGH_V6, UpstreamError
-from interceptor.sockets import Address, address, forget_errors, original_dst_of, receive_errors, set_mark, set_transparent
+from interceptor.sockets import (
+    Address,
+    address,
+    forget_errors,
+    original_dst_of,
+    receive_errors,
+    set_freebind,
+    set_mark,
+    set_transparent,
+)
 
 OnUdpEnd: TypeAlias = Callable[[Address, Address], None]
 
@@ -112,7 +121,7 @@ class UdpFlow:
         self._dns_name = None if names is None else names.name_of(str(destination.ip))
         self._client_half: socket.socket | None = None
         if bound.replies is not None:
-            self._upstream = _application_socket(runtime, destination)
+            self._upstream = _application_socket(runtime, client, destination)
         else:
             self._client_half = _reply_socket(bound, client, destination)
             try:
@@ -239,21 +248,30 @@ class UdpFlow:
         return self._runtime.loop.later(self._runtime.settings.udp_idle_s, check)
 
 
-def _application_socket(runtime: Runtime, destination: Address) -> socket.SocketType:
-    """A socket from 127.0.0.6 or ::6, always: `original_source` is for TCP.
+def _application_socket(runtime: Runtime, client: Address, destination: Address) -> socket.SocketType:
+    """A socket from 127.0.0.6 or ::6, or with `original_source` from the client's address.
 
     Not connected: an application that listens on all addresses answers 127.0.0.6 from 127.0.0.1.
     """
+    source = runtime.inbound_source(client.sockaddr, destination.sockaddr)
     sock = runtime.open_socket(destination.family, socket.SOCK_DGRAM)
     try:
         sock.setblocking(False)
         receive_errors(sock)
         if runtime.settings.upstream_mark is not None:
             set_mark(sock, runtime.settings.upstream_mark)
-        sock.bind(PASSTHROUGH_V4 if destination.ip.version == 4 else PASSTHROUGH_V6)
+        if source not in (PASSTHROUGH_V4, PASSTHROUGH_V6):
+            set_transparent(sock)
+            set_freebind(sock)
+        sock.bind(source)
     except OSError:
         sock.close()
         raise
+    if sock.getsockname()[1] == client.port and source[0] == client.sockaddr[0]:
+        # The client's own port, by chance: conntrack would take the two flows for one. The next socket gets another.
+        other = _application_socket(runtime, client, destination)
+        sock.close()
+        return other
     return sock
 
 

@@ -6,6 +6,7 @@ expectation is that the request fails; here it is how. Two ports are ours, and s
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import subprocess
@@ -17,6 +18,8 @@ import pytest
 
 from tests.e2e.test_proxy import interceptor
 from tests.rig.client import APP_UID, Answer, ask
+from tests.rig.connecting import own_bpffs, own_cgroup
+from tests.rig.crashing import BPFFS
 from tests.rig.net import Pod, ip, pods, wire
 from tests.rig.servers import Server, serving
 from tests.rig.sockets import open_socket, split
@@ -71,19 +74,20 @@ class Town:
         return sum(_connections(self.pods[name]) for name in ("captured", "neighbour", "bare"))
 
 
-@pytest.fixture(scope="module", params=["redirect", "tproxy"])
+@pytest.fixture(scope="module", params=["redirect", "tproxy", "connect"])
 def town(request: pytest.FixtureRequest) -> Iterator[Town]:
     names = ("captured", "stranger", "bare", "neighbour")
     with pods(5) as (bridge, *rest), serving() as servers, ExitStack() as running:
+        options = running.enter_context(capturing(request.param))
         made = dict(zip(names, rest, strict=True))
         ip("link add br0 type bridge\nlink set br0 up\n", bridge)
         for number, (name, pod) in enumerate(made.items()):
             own = [f"{ADDRESSES['v4'][name]}/24", f"{ADDRESSES['v6'][name]}/64"]
             wire(pod, bridge, ("eth0", f"port{number}"), (own, []))
             ip(f"link set port{number} master br0\n", bridge)
-        options = ["--outbound", request.param, "--inbound", request.param]
         for name in ("captured", "neighbour"):
-            subprocess.run(interceptor("init", "--netns", made[name].name, *options), check=True, capture_output=True)
+            subprocess.run(here("init", "--netns", made[name].name, *options), check=True, capture_output=True)
+            running.callback(subprocess.run, here("clean", "--netns", made[name].name), check=True, capture_output=True)
         for name in ("captured", "neighbour", "bare"):
             running.enter_context(proxied(made[name], options if name != "bare" else []))
         servers.listen(Server("stranger", made["stranger"], uid=0), 80)
@@ -91,9 +95,27 @@ def town(request: pytest.FixtureRequest) -> Iterator[Town]:
 
 
 @contextmanager
+def capturing(mechanism: str) -> Iterator[list[str]]:
+    """The options that capture by `mechanism`; whose connections connect() captures is this process's cgroup."""
+    if mechanism != "connect":
+        yield ["--outbound", mechanism, "--inbound", mechanism]
+        return
+    with own_bpffs(), own_cgroup() as cgroup:
+        yield ["--outbound", mechanism, "--capture-cgroup", cgroup, "--inbound", "redirect"]
+
+
+def here(verb: str, *arguments: str) -> list[str]:
+    """What runs a verb, where /sys/fs/bpf is the test's own if it has one."""
+    if BPFFS not in os.environ:
+        return interceptor(verb, *arguments)
+    own = f'mount --bind {os.environ[BPFFS]} /sys/fs/bpf && exec "$@"'
+    return ["unshare", "--mount", "sh", "-c", own, "sh", *interceptor(verb, *arguments)]
+
+
+@contextmanager
 def proxied(pod: Pod, options: list[str]) -> Iterator[None]:
     """A proxy in `pod`, that must not have failed."""
-    argv = interceptor("proxy", "--netns", pod.name, *options)
+    argv = here("proxy", "--netns", pod.name, *options)
     with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as proxy:
         assert proxy.stderr is not None
         assert "listening" in proxy.stderr.readline()

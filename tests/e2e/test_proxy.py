@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ import pytest
 from tests.e2e.place import NETS, Place, at, interceptor
 from tests.rig.client import REFUSED, Answer, ask
 from tests.rig.net import Pod
+from tests.rig.sockets import open_socket, split
 
 pytestmark = pytest.mark.netns
 MODES = [
@@ -62,6 +64,52 @@ def test_both_directions_arrive_and_are_reported(place: Place, options: list[str
     ]
     assert all(flow["bytes_received"] for flow in flows)
     assert [flow["uid"] for flow in flows] == [1000, 1000], "the client's, then the application's"
+
+
+DATAGRAMS = [
+    pytest.param(["--udp", "tproxy"], id="from 127.0.0.6"),
+    pytest.param(["--udp", "tproxy", "--original-source"], id="redirect, original source"),
+    pytest.param(["--udp", "tproxy", "--original-source", "--outbound", "off"], id="inbound alone, original source"),
+    pytest.param(["--udp", "tproxy", "--original-source", "--inbound", "tproxy"], id="tproxy, original source"),
+    pytest.param(["--udp", "tproxy", "--original-source", "--backend", "iptables-nft"], id="iptables, original source"),
+]
+
+
+@pytest.mark.parametrize("family", NETS)
+@pytest.mark.parametrize("options", DATAGRAMS)
+def test_datagrams_come_from_the_clients_address_if_asked_for(place: Place, options: list[str], family: str) -> None:
+    own, other, inbound_source = NETS[family]
+    at_own, client = at(own, 9000), at(other, 4000)
+    with (
+        proxied(place.pod, options) as flows,
+        open_socket(place.pod, socket.SOCK_DGRAM, at_own, uid=1000, source=at_own) as app,
+        open_socket(place.far, socket.SOCK_DGRAM, client, source=client) as near,
+    ):
+        for each in (app, near):
+            each.settimeout(5)
+        near.connect(split(at_own))
+        for number in range(3):
+            near.send(b"question %d" % number)
+            question, peer = app.recvfrom(100)
+            app.sendto(b"answer to " + question, peer)
+            assert near.recv(100) == b"answer to question %d" % number
+    assert peer[0] == (other if "--original-source" in options else inbound_source)
+    assert peer[1] != 4000
+    [flow] = flows
+    assert (flow["direction"], flow["client"], flow["original_dst"]) == ("inbound", client, at_own)
+    assert (flow["bytes_sent"], flow["bytes_received"]) == (30, 60)
+
+
+@pytest.mark.parametrize("family", NETS)
+@pytest.mark.parametrize("options", DATAGRAMS)
+def test_a_client_hears_that_no_application_takes_its_datagrams(place: Place, options: list[str], family: str) -> None:
+    own, other, _ = NETS[family]
+    with proxied(place.pod, options), open_socket(place.far, socket.SOCK_DGRAM, at(other), source=at(other, 4000)) as near:
+        near.settimeout(5)
+        near.connect(split(at(own, 9000)))
+        near.send(b"anybody?")
+        with pytest.raises(ConnectionRefusedError):
+            near.recv(100)
 
 
 @pytest.mark.parametrize("family", NETS)

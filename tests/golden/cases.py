@@ -85,6 +85,7 @@ CASES: dict[str, Config] = {
     ),
     "udp": _config(udp="tproxy"),
     "original-source": _config(original_source="true"),
+    "original-source-udp": _config(original_source="true", udp="tproxy"),
     "v4-others-blocked": _config(ip_family="v4", dns="all", udp="tproxy", virtual_interfaces="docker0"),
     "v6-others-bypass": _config(ip_family="v6", uncovered_family="bypass"),
     "redirect-after-tproxy": _config(),

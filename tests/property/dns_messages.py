@@ -57,3 +57,30 @@ def changed(draw: st.DrawFn, wire: bytes) -> bytes:
     for _ in range(draw(st.integers(1, 4))):
         copy[draw(st.integers(0, len(copy) - 1))] = draw(st.integers(0, 255))
     return bytes(copy[: draw(st.integers(0, len(copy)))]) if draw(st.booleans()) else bytes(copy) + draw(st.binary(max_size=8))
+
+
+def _u16(low: int, high: int) -> st.SearchStrategy[bytes]:
+    return st.integers(low, high).map(lambda number: number.to_bytes(2))
+
+
+POINTER = _u16(0xC000, 0xC080)
+LABEL = LABELS.map(lambda label: bytes((len(label),)) + label)
+WIRE_NAMES = st.tuples(st.lists(LABEL, max_size=3), st.one_of(st.just(b"\0"), POINTER)).map(
+    lambda parts: b"".join((*parts[0], parts[1]))
+)
+# Every type that the library knows, and some that it does not.
+WIRE_TYPES = st.one_of(st.sampled_from([1, 2, 5, 6, 15, 16, 24, 28, 33, 35, 41, 46, 47, 64, 65, 250]), st.integers(0, 65535))
+
+
+@st.composite
+def hostile(draw: st.DrawFn) -> bytes:
+    """A header, a question and records that have the shape of such, whose names, types, counts and data are anything."""
+    flags = draw(st.sampled_from([0x0100, 0x0000, 0x2800, 0x2000, 0x0120, 0x7800]))
+    records = draw(st.lists(st.tuples(WIRE_NAMES, WIRE_TYPES, _u16(0, 4), st.binary(max_size=40), st.booleans()), max_size=4))
+    counts = draw(st.lists(_u16(0, 5), min_size=3, max_size=3))
+    made = draw(_u16(0, 65535)) + flags.to_bytes(2) + b"\0\1" + b"".join(counts)
+    made += draw(WIRE_NAMES) + draw(WIRE_TYPES).to_bytes(2) + draw(_u16(0, 4))
+    for name, kind, class_, content, is_honest in records:
+        size = len(content) if is_honest else draw(st.integers(0, 60))
+        made += name + kind.to_bytes(2) + class_ + draw(st.binary(min_size=4, max_size=4)) + size.to_bytes(2) + content
+    return made

@@ -325,6 +325,22 @@ def test_those_who_ask_the_same_wait_for_one_answer(pod: Pods) -> None:
             assert values(response) == ADDRESSES["A"]
 
 
+def test_those_who_wait_together_get_an_answer_that_is_too_long_to_be_kept(pod: Pods) -> None:
+    resolver = listen(pod.far, V4["far"], 5353, socket.SOCK_DGRAM)
+    with resolver, proxy(pod.pod, **settings(at(V4["far"]))), stub(pod, V4["far"]) as one, stub(pod, V4["far"]) as other:
+        query = dns.message.make_query("long.test", "TXT", payload=8000)
+        one.sock.send(query.to_wire())
+        question, peer = resolver.recvfrom(512)
+        other.sock.send(query.to_wire())
+        other.sock.send(dns.message.make_query("next.test", "A").to_wire())
+        resolver.recvfrom(512)  # the second was not asked, or it were here
+        texts = [f'"{"x" * 200}{number}"' for number in range(25)]
+        made = answer(dns.message.from_wire(question), dns.rrset.from_text("long.test.", 60, "IN", "TXT", *texts))
+        resolver.sendto(made.to_wire(max_size=8000), peer)
+        for asker in (one, other):
+            assert values(dns.message.from_wire(asker.sock.recv(8000))) == sorted(texts)
+
+
 def test_what_does_not_fit_the_question_is_not_an_answer(pod: Pods) -> None:
     resolver = listen(pod.far, V4["far"], 5353, socket.SOCK_DGRAM)
     with resolver, proxy(pod.pod, **settings(at(V4["far"]))), stub(pod, V4["far"]) as client:

@@ -10,10 +10,11 @@ import dns.rrset
 import pytest
 
 from interceptor.proxy.dns import names as names_module
-from interceptor.proxy.dns.cache import LONGEST_S, Cache, keepable
+from interceptor.proxy.dns.cache import LONGEST_READY, LONGEST_S, MAX_READY, Cache, Ready, keepable
+from interceptor.proxy.dns.messages import read_answer, read_query
 from interceptor.proxy.dns.names import GRACE_S, SETS, WAYS, Names
 from interceptor.proxy.dns.upstreams import DEAD_AFTER, DISTRUST_S, Upstreams
-from interceptor.proxy.dns.wire import parse_answer, parse_query
+from interceptor.proxy.flows import Lookup
 from interceptor.sockets import Address
 
 
@@ -43,8 +44,8 @@ def message(*lines: str, name: str = "www.test.", kind: str = "A", rcode: int = 
 
 
 def put(cache: Cache, clock: Clock, exchanged: tuple[bytes, bytes]) -> None:
-    query = parse_query(exchanged[0])
-    kept = keepable(parse_answer(exchanged[1], query), query, clock.now)
+    query = read_query(exchanged[0])
+    kept = keepable(read_answer(exchanged[1], query), query, clock.now)
     assert kept is not None
     cache.put(query.key, kept)
 
@@ -97,7 +98,7 @@ SOA = "test. {} SOA ns.test. admin.test. 1 2 3 4 {}"
 def test_an_answer_is_kept_as_long_as_its_records_live(clock: Clock, exchanged: tuple[bytes, bytes], seconds: int) -> None:
     cache = Cache(10, clock)
     put(cache, clock, exchanged)
-    key = parse_query(exchanged[0]).key
+    key = read_query(exchanged[0]).key
     assert (cache.get(key) is not None) == (seconds > 0)
     clock.now += seconds - 0.001
     assert (cache.get(key) is not None) == (seconds > 0)
@@ -109,7 +110,7 @@ def test_an_answer_is_kept_as_long_as_its_records_live(clock: Clock, exchanged: 
 def test_the_one_not_used_for_longest_makes_room(clock: Clock) -> None:
     cache = Cache(2, clock)
     exchanged = {name: message(f"{name}. 30 A 192.0.2.1", name=f"{name}.") for name in "abc"}
-    keys = {name: parse_query(query).key for name, (query, _) in exchanged.items()}
+    keys = {name: read_query(query).key for name, (query, _) in exchanged.items()}
     put(cache, clock, exchanged["a"])
     put(cache, clock, exchanged["b"])
     cache.get(keys["a"])
@@ -118,10 +119,12 @@ def test_the_one_not_used_for_longest_makes_room(clock: Clock) -> None:
 
 
 def test_no_answer_is_kept_when_told_so_and_none_that_is_very_long(clock: Clock) -> None:
-    none, some = Cache(0, clock), Cache(10, clock)
+    none = Cache(0, clock)
     put(none, clock, message("www.test. 30 A 192.0.2.1"))
-    put(some, clock, message(*(f"www.test. 30 TXT {'x' * 250}{number}" for number in range(20)), kind="TXT"))
-    assert (len(none), len(some)) == (0, 0)
+    assert len(none) == 0
+    asked, answered = message(*(f"www.test. 30 TXT {'x' * 250}{number}" for number in range(20)), kind="TXT")
+    query = read_query(asked)
+    assert keepable(read_answer(answered, query), query, clock.now) is None
 
 
 def test_a_name_is_known_for_its_time_and_a_little_longer(clock: Clock) -> None:
@@ -180,3 +183,38 @@ def test_a_resolver_that_seems_dead_is_asked_last_for_a_while(clock: Clock) -> N
     upstreams.silent(first)
     upstreams.answered(first)
     assert upstreams.in_order() == (first, second)
+
+
+def test_an_answer_that_is_ready_is_so_for_a_second_and_as_long_as_it_is_right(clock: Clock) -> None:
+    query, answered = message("www.test. 30 A 192.0.2.1")
+    asked = read_query(query)
+    kept = keepable(read_answer(answered, asked), asked, clock.now)
+    assert kept is not None
+    assert kept.same_until(clock.now) == clock.now + 1
+    assert kept.same_until(clock.now + 4.5) == clock.now + 5
+    assert kept.same_until(clock.now + 29.5) == clock.now + 30
+    cache, lookup = Cache(10, clock), Lookup("www.test", "A", "NOERROR", 1, "cache")
+    ready = Ready(answered[2:], 512, lookup, kept.same_until(clock.now))
+    cache.make_ready(query[2:], ready)
+    assert cache.ready(query[2:]) is ready
+    clock.now += 1
+    assert cache.ready(query[2:]) is None
+
+
+def test_what_was_wrong_is_not_ready_either(clock: Clock) -> None:
+    cache, lookup = Cache(10, clock), Lookup("www.test", "AAAA", "NXDOMAIN", 0, "cache")
+    exchanged = message(SOA.format(300, 60), kind="AAAA", rcode=3)
+    put(cache, clock, exchanged)
+    cache.make_ready(exchanged[0][2:], Ready(exchanged[1][2:], 512, lookup, clock.now + 1))
+    put(cache, clock, message("www.test. 30 A 192.0.2.1"))
+    assert cache.ready(exchanged[0][2:]) is None
+
+
+def test_answers_that_are_ready_do_not_take_all_memory(clock: Clock) -> None:
+    cache, lookup = Cache(10, clock), Lookup("www.test", "A", "NOERROR", 1, "cache")
+    ready = Ready(b"", 512, lookup, clock.now + 1)
+    for number in range(2 * MAX_READY):
+        cache.make_ready(number.to_bytes(4), ready)
+    cache.make_ready(bytes(LONGEST_READY + 1), ready)
+    assert sum(cache.ready(number.to_bytes(4)) is not None for number in range(2 * MAX_READY)) <= MAX_READY
+    assert cache.ready(bytes(LONGEST_READY + 1)) is None

@@ -43,3 +43,17 @@ def test_one_command_does_not_import_the_others() -> None:
     commands = {name for name in modules_after(PATHS["plan"]) if name.startswith("interceptor.cli.")}
 
     assert commands & {f"interceptor.cli.{name}" for name in ("init", "check", "proxy", "probe", "demo", "run")} == set()
+
+
+@pytest.mark.parametrize(("dns", "expected"), [(None, set()), (15053, {"dns.message", "dns.update"})], ids=["off", "on"])
+def test_a_proxy_loads_the_dns_library_only_when_it_answers_dns(dns: int | None, expected: set[str]) -> None:
+    code = f"""
+from interceptor.proxy.server import Proxy, open_listeners
+from interceptor.proxy.settings import Listener, ProxySettings
+settings = ProxySettings(
+    listeners=(Listener("outbound", "redirect", 0, "v4"),), own_ports=frozenset(), probe_port=1, run_as=None,
+    dns_port={0 if dns else None}, resolvers=("192.0.2.1",),
+)
+Proxy(settings, open_listeners(settings), print)
+"""
+    assert {name for name in modules_after(code) if name in ("dns.message", "dns.update")} == expected

@@ -6,35 +6,50 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from interceptor.proxy.dns import wire
-from interceptor.proxy.dns.wire import Answer, Key, Query, Record
+from interceptor.proxy.dns import messages
+from interceptor.proxy.dns.messages import Answer, Key, Query
+from interceptor.proxy.flows import Lookup
 
 # Longer is the zone's right, but a proxy that is wrong for a day is worse than a question an hour (CoreDNS's success maximum;
 # RFC 2308 5 gives the same order for what is not there).
 LONGEST_S = 3600
-# Larger answers are rare, and are fetched again: with the entries counted, this bounds the memory.
-LARGEST = 4096
-OTHER_FAMILY = {wire.A: wire.AAAA, wire.AAAA: wire.A}
+# Answers ready to be sent, by the bytes of their questions: what is asked over and over in one second. Usually 300 KiB,
+# never more than 5 MiB.
+MAX_READY = 1024
+# A question with EDNS and the longest name has 282 bytes; more is not asked in the same bytes again.
+LONGEST_READY = 300
 
 
 @dataclass(slots=True)
 class Kept:
-    """An answer without OPT, and when it came: a time of the cache's clock, in seconds."""
+    """An answer as it came, and when: a time of the cache's clock, in seconds."""
 
     wire: bytes
-    records: tuple[Record, ...]
     rcode: int
     answers: int
     since: float
     until: float
 
+    def same_until(self, now: float) -> float:
+        """When an answer made at `now` would say something else: TTLs are whole seconds."""
+        return min(self.until, self.since + int(now - self.since) + 1)
+
     def answer(self, query: Query, now: float) -> bytes:
-        """The answer to `query` at `now`: its id, its spelling of the name, what is left of the TTLs, our OPT if it has one."""
-        end = query.question_end
-        copy = wire.with_ttls(self.wire, self.records, int(now - self.since))
-        copy[:2] = query.wire[:2]
-        copy[wire.HEADER_SIZE : end] = query.wire[wire.HEADER_SIZE : end]
-        return wire.with_own_opt(bytes(copy), query, self.rcode)
+        """The answer to `query` at `now`: its id, its spelling of the name, what is left of the TTLs, our OPT if it has one.
+
+        Raises Malformed when the library does not write what it has read.
+        """
+        return messages.aged(self.wire, query, self.rcode, int(now - self.since))
+
+
+@dataclass(slots=True)
+class Ready:
+    """An answer without its id, for the second in which its TTLs are right. `limit`: what its asker takes over UDP."""
+
+    wire: bytes
+    limit: int
+    lookup: Lookup
+    until: float
 
 
 def keepable(answer: Answer, query: Query, now: float, longest_s: float = LONGEST_S) -> Kept | None:
@@ -42,13 +57,10 @@ def keepable(answer: Answer, query: Query, now: float, longest_s: float = LONGES
 
     One that lives for 0 seconds can be kept, but only for those who wait for it at this moment.
     """
-    if not query.is_plain or answer.is_truncated or answer.question_end != query.question_end:
+    if not query.is_plain or answer.message is None or not answer.message.question:
         return None
-    bare = wire.without_opt(answer)
-    if bare is None:
-        return None
-    until = now + min(wire.lifetime_s(answer, query), longest_s)
-    return Kept(bare, answer.records, answer.rcode, answer.answers, now, until)
+    until = now + min(messages.lifetime_s(answer, query), longest_s)
+    return Kept(answer.wire, answer.rcode, answer.answers, now, until)
 
 
 class Cache:
@@ -58,6 +70,7 @@ class Cache:
         self._size = size
         self._clock = clock
         self._kept: OrderedDict[Key, Kept] = OrderedDict()
+        self._ready: dict[bytes, Ready] = {}
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -74,27 +87,45 @@ class Cache:
         return kept
 
     def put(self, key: Key, kept: Kept) -> None:
-        """Keep an answer, unless its time is over already or it is too large."""
-        if kept.until <= self._clock() or len(kept.wire) > LARGEST:
+        """Keep an answer, unless its time is over already."""
+        if kept.until <= self._clock():
             return
         self._kept[key] = kept
         self._kept.move_to_end(key)
-        if kept.answers and kept.rcode == wire.NOERROR:
+        if kept.answers and kept.rcode == messages.NOERROR:
             self._correct_other_family(key)
         while len(self._kept) > self._size:
             self._kept.popitem(last=False)
 
+    def forget(self, key: Key) -> None:
+        """Keep no answer for `key`."""
+        self._kept.pop(key, None)
+        self._ready.clear()  # what was made of it; the others are made anew in a moment
+
+    def ready(self, question: bytes) -> Ready | None:
+        """The answer to a message that is `question` behind its id, when the same was asked in this second."""
+        ready = self._ready.get(question)
+        return ready if ready is not None and self._clock() < ready.until else None
+
+    def make_ready(self, question: bytes, ready: Ready) -> None:
+        """Answer `question` with `ready` from now on, for as long as it says the truth."""
+        if len(question) > LONGEST_READY:
+            return
+        if len(self._ready) >= MAX_READY:
+            self._ready.clear()  # none lives longer than a second
+        self._ready[question] = ready
+
     def knows_name_of(self, key: Key) -> bool:
         """Whether an answer for the other family's addresses says that the name exists."""
-        other = OTHER_FAMILY.get(key.kind)
+        other = messages.OTHER_FAMILY.get(key.kind)
         kept = self.get(key._replace(kind=other)) if other is not None else None
-        return kept is not None and kept.rcode == wire.NOERROR and bool(kept.answers)
+        return kept is not None and kept.rcode == messages.NOERROR and bool(kept.answers)
 
     def _correct_other_family(self, key: Key) -> None:
         # A name that has addresses of one family is there: that there is no such name was wrong (RFC 4074 4.2).
-        other = OTHER_FAMILY.get(key.kind)
+        other = messages.OTHER_FAMILY.get(key.kind)
         if other is not None:
             wrong = key._replace(kind=other)
             kept = self._kept.get(wrong)
-            if kept is not None and kept.rcode == wire.NXDOMAIN:
-                del self._kept[wrong]
+            if kept is not None and kept.rcode == messages.NXDOMAIN:
+                self.forget(wrong)

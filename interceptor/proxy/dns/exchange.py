@@ -1,60 +1,47 @@
 """One question on its way to the resolvers: its sockets, its tries, its end. Keeps no answer and knows no client.
 
-Each try has a socket of its own, hence a random port, and an id of its own: together they are what makes an answer from
-elsewhere hard to forge (RFC 5452 9.2). What does not fit the question is not an answer, and the wait goes on.
+What does not fit the question is not an answer, and the wait goes on.
 """
 
 from __future__ import annotations
 
-import errno
-import os
-from collections.abc import Callable, Iterator
-from select import EPOLLERR, EPOLLHUP, EPOLLIN
+from collections.abc import Callable
+from select import EPOLLERR, EPOLLHUP
 from socket import SocketType
 from typing import TypeAlias
 
-from interceptor.proxy.dns import wire
+from interceptor.proxy.dns import messages
+from interceptor.proxy.dns.messages import Answer, Malformed, Query
+from interceptor.proxy.dns.ports import MAX_MESSAGE, Ports, random_ids
 from interceptor.proxy.dns.upstreams import Upstreams
-from interceptor.proxy.dns.wire import Answer, Malformed, Query
 from interceptor.proxy.flows import errno_name
 from interceptor.proxy.loop import STREAM, Scheduled
 from interceptor.proxy.runtime import Runtime
 from interceptor.proxy.upstream import UpstreamError, connect
 from interceptor.sockets import Address, SockAddr
 
-MAX_MESSAGE = 65535
 # A stub resolver asks again after 5 s (resolv.conf(5), "timeout"): it should hear of a failure before.
 ANSWER_TIMEOUT_S = 4.5
 # With no word from one resolver, the next is asked as well; and each once more, as datagrams may be lost.
 STAGGER_S = 1.0
 ROUNDS = 2
-# Wrong ids, other questions: somebody guesses, or the resolver is confused. The port is given up before he is right.
-MAX_WRONG = 32
-# The rcodes after which another resolver may know better; NXDOMAIN is an answer.
-GOOD = frozenset({wire.NOERROR, wire.NXDOMAIN, 6, 7, 8, 9, 10})  # 6 to 10: of UPDATE (RFC 2136 2.2)
 
 OnEnd: TypeAlias = Callable[["Exchange"], None]
 
 
-def _random_ids() -> Iterator[bytes]:
-    while True:
-        pool = os.urandom(512)
-        for at in range(0, len(pool), 2):
-            yield pool[at : at + 2]
-
-
-_IDS = _random_ids()
+# For streams; ports have their own.
+_IDS = random_ids()
 
 
 class Exchange:
     """Asks for `query` and calls `on_end` once, when `answer`, `error`, `upstream` and `local` are known."""
 
     __slots__ = (
-        *("_bad", "_left", "_on_end", "_parallel", "_runtime", "_silent", "_timer", "_tries", "_until", "_upstreams"),
+        *("_bad", "_left", "_on_end", "_parallel", "_ports", "_runtime", "_silent", "_timer", "_tries", "_until", "_upstreams"),
         *("answer", "error", "local", "query", "timed_out", "upstream"),
     )
 
-    def __init__(self, runtime: Runtime, upstreams: Upstreams, query: Query, on_end: OnEnd) -> None:
+    def __init__(self, runtime: Runtime, upstreams: Upstreams, ports: Ports, query: Query, on_end: OnEnd) -> None:
         self.query = query
         self.answer: Answer | None = None
         self.upstream: Address | None = None  # whose answer it is
@@ -63,6 +50,7 @@ class Exchange:
         self.timed_out = False
         self._runtime = runtime
         self._upstreams = upstreams
+        self._ports = ports
         self._on_end: OnEnd | None = on_end
         self._bad: Answer | None = None
         self._tries: list[_Try] = []
@@ -90,7 +78,7 @@ class Exchange:
         while (upstream := next((each for each in self._left if each not in under_way), None)) is not None:
             self._left.remove(upstream)
             try:
-                self._begin(_Datagram(self, self._runtime, upstream))
+                self._tries.append(_Datagram(self, self._ports, upstream))
             except UpstreamError as error:
                 self.error = str(error)
                 self._silent.add(upstream)
@@ -118,7 +106,7 @@ class Exchange:
             self._answered(one)
             self._bad = answer
             self._replace(one)
-        elif answer.rcode in GOOD:
+        elif answer.rcode in messages.FINAL:
             self._answered(one)
             self._end(one, answer)
         else:
@@ -126,7 +114,7 @@ class Exchange:
             if self._bad is None or not self._bad.is_truncated:
                 self._bad, self.upstream, self.local = answer, one.upstream, one.local
             self._drop(one)
-            self._without(one.upstream, wire.rcode_text(answer.rcode))
+            self._without(one.upstream, messages.rcode_text(answer.rcode))
 
     def lost(self, one: _Try, error: str) -> None:
         """`one` will bring nothing."""
@@ -149,19 +137,14 @@ class Exchange:
         self._drop(one)
         self.upstream, self.local = one.upstream, one.local
         try:
-            self._begin(_Stream(self, self._runtime, one.upstream))
+            self._tries.append(_Stream(self, self._runtime, self._upstreams.near_ends, one.upstream))
         except UpstreamError as error:
             self._without(one.upstream, str(error))
-
-    def _begin(self, one: _Try) -> None:
-        self._tries.append(one)
-        self._upstreams.near_ends.add(one.local)
 
     def _drop(self, one: _Try) -> None:
         if one in self._tries:
             self._tries.remove(one)
-            self._upstreams.near_ends.discard(one.local)
-            self._runtime.loop.dispose(one.sock)
+            one.close()
 
     def _end(self, one: _Try | None = None, answer: Answer | None = None) -> None:
         if one is not None:
@@ -184,59 +167,56 @@ class Exchange:
 class _Datagram:
     """One try over UDP."""
 
-    __slots__ = ("_exchange", "_id", "_wrong", "local", "sock", "upstream")
+    __slots__ = ("_exchange", "_id", "_port", "local", "upstream")
 
-    def __init__(self, exchange: Exchange, runtime: Runtime, upstream: Address) -> None:
+    def __init__(self, exchange: Exchange, ports: Ports, upstream: Address) -> None:
         self._exchange = exchange
-        self._id = next(_IDS)
-        self._wrong = 0
         self.upstream = upstream
-        self.sock = runtime.dial_datagram(upstream)
-        self.local: SockAddr = self.sock.getsockname()
-        try:
-            self.sock.send(wire.with_id(exchange.query.wire, self._id))
-        except OSError as error:
-            self.sock.close()
-            raise UpstreamError("send", error.errno or errno.EIO) from error
-        runtime.loop.watch(self.sock.fileno(), EPOLLIN, self._ready)
+        self._port, self._id = ports.ask(upstream, exchange.query.wire, self)
+        self.local: SockAddr = self._port.local
 
-    def _ready(self, _events: int) -> None:
+    def close(self) -> None:
+        """Wait no more."""
+        self._port.forget(self._id)
+
+    def take(self, message: bytes) -> bool:
+        """As ports.Asking."""
         try:
-            message = self.sock.recv(MAX_MESSAGE)
-        except BlockingIOError:
-            return
-        except OSError as error:
-            self._exchange.lost(self, errno_name(error.errno or 0))
-            return
-        if message[:2] == self._id:
-            try:
-                answer = wire.parse_answer(message, self._exchange.query)
-            except Malformed:
-                pass
-            else:
-                self._exchange.heard(self, answer)
-                return
-        self._wrong += 1
-        if self._wrong >= MAX_WRONG:
-            self._exchange.lost(self, "answers that fit no question")
+            answer = messages.read_answer(message, self._exchange.query)
+        except Malformed:
+            return False
+        self._exchange.heard(self, answer)
+        return True
+
+    def lose(self, error: str) -> None:
+        """As ports.Asking."""
+        self._exchange.lost(self, error)
 
 
 class _Stream:
     """One try over TCP, for an answer that was too long for a datagram (RFC 7766 5)."""
 
-    __slots__ = ("_exchange", "_id", "_received", "_unsent", "local", "sock", "upstream")
+    __slots__ = ("_exchange", "_id", "_near_ends", "_received", "_runtime", "_unsent", "local", "sock", "upstream")
 
-    def __init__(self, exchange: Exchange, runtime: Runtime, upstream: Address) -> None:
+    def __init__(self, exchange: Exchange, runtime: Runtime, near_ends: set[SockAddr], upstream: Address) -> None:
         self._exchange = exchange
+        self._runtime = runtime
+        self._near_ends = near_ends
         self._id = next(_IDS)
-        question = wire.with_id(exchange.query.wire, self._id)
+        question = messages.with_id(exchange.query.wire, self._id)
         self._unsent = len(question).to_bytes(2) + question
         self._received = bytearray()
         self.upstream = upstream
         self.sock: SocketType = runtime.open_upstream("dns", upstream.sockaddr, upstream.sockaddr)
         connect(self.sock, upstream.sockaddr)
         self.local: SockAddr = self.sock.getsockname()
+        near_ends.add(self.local)
         runtime.loop.watch(self.sock.fileno(), STREAM, self._ready)
+
+    def close(self) -> None:
+        """Close the connection, whatever was said on it."""
+        self._near_ends.discard(self.local)
+        self._runtime.loop.dispose(self.sock)
 
     def _ready(self, events: int) -> None:
         try:
@@ -265,7 +245,7 @@ class _Stream:
             self._exchange.lost(self, "TCP: an answer to another question")
             return
         try:
-            answer = wire.parse_answer(message, self._exchange.query)
+            answer = messages.read_answer(message, self._exchange.query)
         except Malformed as error:
             self._exchange.lost(self, f"TCP: {error}")
         else:

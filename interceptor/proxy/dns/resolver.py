@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Protocol
 
-from interceptor.proxy.dns import wire
-from interceptor.proxy.dns.cache import Cache, Kept, keepable
+from interceptor.proxy.dns import messages
+from interceptor.proxy.dns.cache import Cache, Kept, Ready, keepable
 from interceptor.proxy.dns.exchange import Exchange
+from interceptor.proxy.dns.messages import Answer, Key, Malformed, Query
 from interceptor.proxy.dns.names import Names
+from interceptor.proxy.dns.ports import Ports
 from interceptor.proxy.dns.upstreams import Upstreams
-from interceptor.proxy.dns.wire import Answer, Key, Malformed, Query
 from interceptor.proxy.flows import Flow, Lookup
 from interceptor.proxy.listeners import Protocol as Transport
 from interceptor.proxy.metrics import DNS_QUERIES, RECEIVED, REFUSED, SENT
@@ -26,6 +28,7 @@ from interceptor.sockets import Address, SockAddr, sockaddr_text
 # Each waiting question may have a socket or two; a flood must not take all that TCP needs.
 MAX_WAITING = 1024
 FROM_CACHE = "cache"
+ID_SIZE = 2  # a message begins with its id (RFC 1035 4.1.1)
 
 
 class Client(Protocol):
@@ -61,6 +64,7 @@ class Resolver:
     ) -> None:
         self._runtime = runtime
         self._upstreams = Upstreams(addresses, clock)
+        self._ports = Ports(runtime, self._upstreams.near_ends)
         self._names = names
         self._clock = clock
         self.cache = Cache(runtime.settings.dns_cache_size, clock)
@@ -79,20 +83,25 @@ class Resolver:
         self._exchanges.clear()
         self._asked.clear()
         self._waiting = 0
+        self._ports.close()
 
     def ask(self, question: Question) -> bool:
         """Answer `question`, now or later; whether there will be an answer. What is not even a query is dropped and counted."""
         message = question.message
+        ready = self.cache.ready(message[ID_SIZE:])
+        if ready is not None and (question.client.protocol == "tcp" or len(ready.wire) + ID_SIZE <= ready.limit):
+            self._send(question, message[:ID_SIZE] + ready.wire, "cached", None, None, ready.lookup)
+            return True
         try:
-            question.query = query = wire.parse_query(message)
+            question.query = query = messages.read_query(message)
         except Malformed as error:
             return self._refuse_malformed(question, str(error))
         kept = self.cache.get(query.key) if query.is_plain else None
         if kept is not None:
-            self._deliver(question, kept.answer(query, self._clock()), FROM_CACHE, answers=kept.answers, rcode=kept.rcode)
-        elif query.key.kind in (wire.AXFR, wire.IXFR):
+            self._answer_from_cache(question, query, kept)
+        elif query.key.kind in messages.TRANSFERS:
             # An answer of many messages, and none that a pod has business with.
-            self._deliver(question, wire.failure(query, wire.NOTIMP), None, rcode=wire.NOTIMP)
+            self._deliver(question, messages.failure(query, messages.NOTIMP), None, rcode=messages.NOTIMP)
         elif self._waiting >= MAX_WAITING:
             self._runtime.counts.add(REFUSED, "too_many_dns_queries")
             return False
@@ -104,13 +113,26 @@ class Resolver:
             self._wait(question, query)
         return True
 
+    def _answer_from_cache(self, question: Question, query: Query, kept: Kept) -> None:
+        now = self._clock()
+        try:
+            response = kept.answer(query, now)
+        except Malformed:
+            self.cache.forget(query.key)
+            self._deliver(question, messages.failure(query, messages.SERVFAIL), None, rcode=messages.SERVFAIL)
+            return
+        lookup = self._deliver(question, response, FROM_CACHE, answers=kept.answers, rcode=kept.rcode)
+        if not query.message.options:  # cookies and padding are others every time
+            ready = Ready(response[ID_SIZE:], query.limit, lookup, kept.same_until(now))
+            self.cache.make_ready(question.message[ID_SIZE:], ready)
+
     def _wait(self, question: Question, query: Query) -> None:
         self._waiting += 1
         exchange = self._asked.get(query.key) if query.is_plain else None
         if exchange is not None:
             self._exchanges[exchange].append(question)
             return
-        exchange = Exchange(self._runtime, self._upstreams, query, self._ended)
+        exchange = Exchange(self._runtime, self._upstreams, self._ports, query, self._ended)
         self._exchanges[exchange] = [question]
         if query.is_plain:
             self._asked[query.key] = exchange
@@ -126,45 +148,34 @@ class Resolver:
             reason = "no_answer" if exchange.timed_out else "upstream_failed"
             for question in questions:
                 assert question.query is not None
-                self._deliver(
-                    question, wire.failure(question.query, wire.SERVFAIL), None, reason, exchange, rcode=wire.SERVFAIL
-                )
+                response = messages.failure(question.query, messages.SERVFAIL)
+                self._deliver(question, response, None, reason, exchange, rcode=messages.SERVFAIL)
             return
         answer, kept = self._remember(query, answer)
         by = None if exchange.upstream is None else sockaddr_text(exchange.upstream.sockaddr)
         for question in questions:
             assert question.query is not None
-            if question.query is query:
-                response = wire.with_id(answer.wire, query.wire)
-            elif kept is not None:
-                response = kept.answer(question.query, kept.since)
-            else:  # cut short, and no more to be had: the client may try for itself
-                failed = wire.failure(question.query, answer.rcode or wire.SERVFAIL)
-                response = wire.cut(failed, question.query) if answer.is_truncated else failed
+            response = _answer_for(question.query, query, answer, kept)
             self._deliver(question, response, by, "answered", exchange, answers=answer.answers, rcode=answer.rcode)
 
     def _remember(self, query: Query, answer: Answer) -> tuple[Answer, Kept | None]:
         now = self._clock()
-        if answer.rcode == wire.NXDOMAIN and self.cache.knows_name_of(query.key):
-            answer = wire.as_no_data(answer)
+        if answer.rcode == messages.NXDOMAIN and self.cache.knows_name_of(query.key):
+            answer = messages.as_no_data(answer)
         kept = keepable(answer, query, now)
         if kept is not None:
             self.cache.put(query.key, kept)
-        if answer.rcode == wire.NOERROR and answer.answers and query.key.class_ == wire.IN:
-            found = wire.addresses(answer)
-            if found:
-                name = wire.name_text(query.key.name)
-                for address, ttl in found:
-                    self._names.learn(address, name, ttl)
+        if answer.rcode == messages.NOERROR and answer.answers and query.key.class_ == messages.INTERNET:
+            for address, ttl in messages.addresses(answer):
+                self._names.learn(address, query.name, ttl)
         return answer, kept
 
     def _refuse_malformed(self, question: Question, error: str) -> bool:
         message = question.message
-        if len(message) < wire.HEADER_SIZE or message[2] << 8 & wire.QR:
-            # Answering an answer would begin a conversation without end.
+        if not messages.is_query(message):
             self._runtime.counts.add(REFUSED, "dns_malformed")
             return False
-        self._send(question, wire.error(message, wire.FORMERR), "malformed", error, None, None)
+        self._send(question, messages.error(message, messages.FORMERR), "malformed", error, None, None)
         return True
 
     def _deliver(
@@ -177,15 +188,15 @@ class Resolver:
         *,
         answers: int = 0,
         rcode: int,
-    ) -> None:
+    ) -> Lookup:
         query = question.query
         assert query is not None
         if question.client.protocol == "udp" and len(response) > query.limit:
-            response = wire.cut(response, query)
-        name, kind = wire.name_text(query.key.name), wire.type_text(query.key.kind)
-        lookup = Lookup(name, kind, wire.rcode_text(rcode), answers, by)
+            response = messages.cut(response, query)
+        lookup = Lookup(query.name, messages.type_text(query.key.kind), messages.rcode_text(rcode), answers, by)
         error = exchange.error if exchange is not None and reason != "answered" else None
         self._send(question, response, "cached" if by is FROM_CACHE else reason, error, exchange, lookup)
+        return lookup
 
     def _send(
         self,
@@ -234,3 +245,15 @@ class Resolver:
                 lookup=lookup,
             )
         )
+
+
+def _answer_for(asked: Query, query: Query, answer: Answer, kept: Kept | None) -> bytes:
+    """What `asked` gets when `answer` came to `query`, which is it or another of the same key; `kept` is made of it."""
+    if asked.wire[ID_SIZE:] == query.wire[ID_SIZE:]:
+        return messages.with_id(answer.wire, query.wire)
+    if kept is not None:
+        with suppress(Malformed):
+            return kept.answer(asked, kept.since)
+    failed = messages.failure(asked, answer.rcode)
+    # Too long to be written anew, or cut short, and no more to be had: the client may try over TCP.
+    return messages.cut(failed, asked)
