@@ -55,7 +55,7 @@ class Trial:
 
 def trial(arguments: Sequence[str]) -> Trial:
     """`interceptor init ARGUMENTS` in a pod; when it succeeds, check and probe too; clean always."""
-    with _pod() as name:
+    with pod() as name:
         before = state(name)
         init = _interceptor("init", "--netns", name, "--json", *arguments)
         captured = init.status == 0
@@ -102,7 +102,7 @@ def _interceptor(*arguments: str) -> Step:
 
 
 @contextmanager
-def _pod() -> Iterator[str]:
+def pod() -> Iterator[str]:
     """A pod with a default route in each family that this kernel has."""
     v6 = _has_v6()
     try:
