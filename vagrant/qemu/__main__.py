@@ -22,7 +22,7 @@ RESULTS = STORE / "results"
 # Looking for plugins, of which these tests need none, takes seconds.
 PYTEST = "PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 python3 -m pytest -q --color=no -o console_output_style=classic"
 # Emulated, these take one to two minutes (libiptc ten), three, and hours; what takes longer hangs.
-VARIANT_TIMEOUT_S, SHORT_TIMEOUT_S, FULL_TIMEOUT_S = 900, 600, 7200
+VARIANT_TIMEOUT_S, SHORT_TIMEOUT_S, FULL_TIMEOUT_S = 1800, 1800, 4 * 3600
 
 
 @dataclass(frozen=True, slots=True)

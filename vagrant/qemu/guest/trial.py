@@ -97,7 +97,7 @@ def difference(before: dict[str, str], after: dict[str, str]) -> str:
 
 
 def _interceptor(*arguments: str) -> Step:
-    done = subprocess.run([*INTERCEPTOR, *arguments], capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run([*INTERCEPTOR, *arguments], capture_output=True, text=True, check=False, timeout=600)
     return Step(done.returncode, (done.stderr + done.stdout).strip())
 
 
