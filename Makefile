@@ -49,9 +49,9 @@ torture: $(STAMP)
 	$(BIN)/pytest -q -m torture --ignore tests/runtimes --ignore tests/deploy tests
 
 # Other kernels, and kernels that lack something, under plain QEMU without KVM: vagrant/README.md. As root; needs
-# mmdebstrap, kmod and qemu-system-x86. KERNELS=--short is what CI can afford; KERNELS="--kernel 6.1 --variant no-nat" is one machine.
+# vagrant/qemu/setup.sh. KERNELS=--short is what CI can afford; KERNELS="--kernel 6.1 --variant no-nat" is one machine.
 KERNELS ?=
-kernels: $(STAMP)
+kernels: $(STAMP) $(CNI)
 	$(BIN)/python -m vagrant.qemu $(KERNELS)
 
 # Needs clang and linux-libc-dev; the objects are committed, so that nobody else does.

@@ -75,11 +75,13 @@ def switch_on(capture: ConnectCapture) -> Switched:
     wanted = _wanted(capture)
     _refuse_foreign_users()
     try:
-        return _switch_on(wanted, Pins(connect.netns_cookie()))
+        cookie = connect.netns_cookie()
+    except BpfError as error:
+        raise Unsupported(str(error)) from error
+    try:
+        return _switch_on(wanted, Pins(cookie))
     except (BpfError, OSError) as error:
-        raise BackendError(
-            f"--outbound connect: {error}. It needs Linux 5.14, CAP_BPF, CAP_NET_ADMIN, CAP_SYS_ADMIN"
-        ) from error
+        raise BackendError(f"--outbound connect: {error}. It needs CAP_BPF, CAP_NET_ADMIN, CAP_SYS_ADMIN") from error
 
 
 def switch_off() -> bool:

@@ -12,11 +12,17 @@ from collections.abc import Iterator
 import pytest
 
 from tests.rig.client import wait_until
+from tests.rig.connecting import attached, own_bpffs, own_cgroup
 from tests.rig.kernel import snapshot
 from tests.rig.net import Pod, pods, sysctl
 from tests.rig.sockets import open_socket
 
 UNPRIVILEGED = ("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "--inh-caps=-all")
+
+
+def on_bpffs(mounted: str) -> tuple[str, ...]:
+    """What runs a program that sees at /sys/fs/bpf what `mounted`, as arguments of mount(8), puts there."""
+    return ("unshare", "--mount", "sh", "-c", f'mount {mounted} /sys/fs/bpf && exec "$@"', "sh")
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +53,23 @@ def test_nothing_is_changed(pod: Pod) -> None:
     before = snapshot(pod)
     doctor("--netns", pod.name)
     assert snapshot(pod) == before
+
+
+def test_packet_splice_and_connect_are_tried_and_leave_nothing(pod: Pod) -> None:
+    with own_bpffs() as bpffs, own_cgroup() as cgroup:
+        _, found = doctor("--netns", pod.name, user=on_bpffs(f"--bind {bpffs}"))
+        left = os.listdir(bpffs), attached(cgroup)
+
+    assert [found[name]["status"] for name in ("packet splice", "connect-time capture")] == ["ok", "ok"]
+    assert "interceptor" not in left[0]
+    assert left[1] == 0
+
+
+def test_what_connect_lacks_is_said_as_init_says_it(pod: Pod) -> None:
+    _, found = doctor("--netns", pod.name, user=on_bpffs("-t tmpfs nothing"))
+
+    assert found["connect-time capture"]["status"] == "missing"
+    assert "mount -t bpf" in str(found["connect-time capture"]["found"])
 
 
 def test_a_configuration_that_cannot_be_used_exits_6(pod: Pod) -> None:

@@ -77,7 +77,10 @@ _opened: dict[tuple[int, int], connect.Originals] = {}
 
 def original_of(connection: socket.socket) -> str | None:
     """Where a connection was going before it was rewritten; None when it was not."""
-    cookie = connect.netns_cookie_of(connection)
+    try:
+        cookie = connect.netns_cookie_of(connection)
+    except BpfError:
+        return None  # before Linux 5.14, where nothing is captured at connect()
     with suppress(OSError, BpfError):
         inode = os.stat(os.path.join(places.connect_directory(cookie), connect.ORIGINALS)).st_ino
         if (cookie, inode) not in _opened:

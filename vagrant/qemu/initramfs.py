@@ -6,6 +6,7 @@ What a variant's kernel lacks is left out here, so it lacks it for good: there i
 from __future__ import annotations
 
 import fnmatch
+import lzma
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -61,7 +62,7 @@ def write(target: Path, kernel: Kernel, busybox: Path, without: Sequence[str]) -
         chosen = _chosen(kernel, without)
         for path in chosen:
             (modules / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(kernel.modules / path, modules / path)
+            _copy_uncompressed(kernel.modules / path, modules / path)
         for listed in ("modules.builtin", "modules.builtin.modinfo", "modules.order"):
             shutil.copy(kernel.modules / listed, modules / listed)
         run("depmod", "-b", top, kernel.release)
@@ -70,6 +71,14 @@ def write(target: Path, kernel: Kernel, busybox: Path, without: Sequence[str]) -
         (top / "init").write_text(INIT.format(boot=" ".join(BOOT), release=kernel.release))
         (top / "init").chmod(0o755)
         target.write_bytes(b"".join(_cpio(top)))
+
+
+def _copy_uncompressed(module: Path, target: Path) -> None:
+    """As busybox can load it; emulated, undoing xz takes longer than reading more."""
+    if module.suffix == ".xz":
+        target.with_suffix("").write_bytes(lzma.decompress(module.read_bytes()))
+    else:
+        shutil.copy(module, target)
 
 
 def _chosen(kernel: Kernel, without: Sequence[str]) -> list[str]:
@@ -81,7 +90,7 @@ def _chosen(kernel: Kernel, without: Sequence[str]) -> list[str]:
 
 
 def _is_wanted(path: str) -> bool:
-    inside = path.split("/", 1)[1]
+    inside = path.split("/", 1)[1].removesuffix(".xz")
     return _name(path) in BOOT or any(inside == wanted or inside.startswith(f"{wanted}/") for wanted in WANTED)
 
 

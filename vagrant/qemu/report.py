@@ -1,6 +1,6 @@
 """docs/kernels.md's tables from what the last runs left in build/kernels/results: `python -m vagrant.qemu.report`.
 
-The prose around the markers is written by hand; between them nothing is.
+The prose around the markers is written by hand; between them nothing is. What was not run here stays as it was.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ import json
 import re
 import sys
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, TypeAlias
 
 from vagrant.qemu.store import ROOT, STORE
 from vagrant.qemu.suites import KERNELS
@@ -18,56 +19,80 @@ from vagrant.qemu.variants import VARIANTS
 
 DOCUMENT = ROOT / "docs" / "kernels.md"
 RESULTS = STORE / "results"
-BLOCK = re.compile(r"(<!-- (\w+): by vagrant/qemu/report.py -->\n).*?(<!-- end -->)", re.DOTALL)
-BACKENDS = {"nft": "nft", "iptables-nft": "ipt-nft", "iptables-legacy": "legacy"}
-TRIED = ("redirect", "owner match", "tproxy", "conntrack zones", "conntrack timeouts", "original source", "logging")
-OTHERS = ("cgroup match", "tcx", "connect hook", "ipv6")
+BLOCK = re.compile(r"(<!-- (\w+): by vagrant/qemu/report.py -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+BACKENDS = {"nft": "nft", "iptables-nft": "ipt-nft", "iptables-legacy": "legacy", "libiptc": "libiptc"}
+TRIED = ("backends", "redirect", "owner match", "tproxy", "conntrack zones", "conntrack timeouts", "original source", "logging")
+Finding: TypeAlias = Mapping[str, Any]
+Rows: TypeAlias = Sequence[Sequence[str]]
+OTHERS = ("cgroup match", "packet splice", "connect-time capture", "ipv6")
 
 
 def main() -> int:
     """Rewrite the tables."""
     tables = {"features": _features, "suites": _suites, "variants": _variants}
-    text = DOCUMENT.read_text()
-    DOCUMENT.write_text(BLOCK.sub(lambda found: found[1] + "\n".join(tables[found[2]]()) + "\n" + found[3], text))
+
+    def renewed(found: re.Match[str]) -> str:
+        before = [[cell.strip() for cell in line.strip("|").split("|")] for line in found[3].splitlines()]
+        return found[1] + "\n".join(tables[found[2]](before)) + "\n" + found[4]
+
+    DOCUMENT.write_text(BLOCK.sub(renewed, DOCUMENT.read_text()))
     return 0
 
 
-def _features() -> Iterator[str]:
-    found = {release: doctor for release in sorted(KERNELS, key=_number) if (doctor := _doctor(release))}
-    yield from _heading("", *(f"{release} ({doctor['release']['found'].split()[0]})" for release, doctor in found.items()))
-    for name in TRIED:
-        yield _row(name, *(_by_backend(doctor[name]["by_backend"]) for doctor in found.values()))
-    for name in OTHERS:
-        yield _row(name, *(_plain(doctor[name]) for doctor in found.values()))
+def _features(before: Rows) -> Iterator[str]:
+    releases = sorted(KERNELS, key=_number)
+    found = {release: _doctor(release) for release in releases}
+    old = {row[0]: dict(zip(releases, row[1:], strict=False)) for row in before}
+    names = {release: f"{release} ({doctor['release']['found'].split()[0]})" for release, doctor in found.items() if doctor}
+    yield from _heading("", *(names.get(release, old[""][release]) for release in releases))
+    for name in (*TRIED, *OTHERS):
+        show = _by_backend if name in TRIED else _plain
+        yield _row(
+            name, *(show(doctor[name]) if doctor else old.get(name, {}).get(release, "") for release, doctor in found.items())
+        )
 
 
-def _suites() -> Iterator[str]:
-    yield from _heading("kernel", "suite", "passed", "failed", "whole machine, s", "of these tests, s")
+def _suites(before: Rows) -> Iterator[str]:
+    yield from _heading("kernel", "suite", "passed", "failed", "whole machine, s", "of a processor, s")
+    rows = {(row[0], row[1]): row for row in before[2:]}
     for place in sorted(RESULTS.glob("*-*/junit.xml")):
         release, suite = place.parent.name.split("-", 1)
         totals = ET.parse(place).getroot().find("testsuite")
         assert totals is not None
         bad = int(totals.attrib["failures"]) + int(totals.attrib["errors"])
         passed = int(totals.attrib["tests"]) - bad - int(totals.attrib["skipped"])
-        yield _row(release, suite, passed, bad, _seconds(place.parent), f"{float(totals.attrib['time']):.0f}")
+        rows[release, suite] = [
+            release,
+            suite,
+            f"{passed}",
+            f"{bad}",
+            _number_in(place.parent / "seconds"),
+            _used(place.parent),
+        ]
+    yield from (_row(*rows[key]) for key in sorted(rows, key=lambda key: (_number(key[0]), key[1])))
 
 
-def _variants() -> Iterator[str]:
+def _variants(before: Rows) -> Iterator[str]:
     releases = sorted(KERNELS, key=_number)
+    old = {row[0]: dict(zip(releases, row[2:], strict=False)) for row in before[2:]}
     yield from _heading("variant", "left out", *(f"{release}, s" for release in releases))
     for name, variant in VARIANTS.items():
         left_out = ", ".join((*variant.without_modules, *variant.without_files, *filter(None, [variant.append])))
-        yield _row(name, f"`{left_out}`", *(_verdict(RESULTS / f"{release}-{name}") for release in releases))
+        verdicts = (
+            _verdict(RESULTS / f"{release}-{name}") or old.get(name, {}).get(release, "not run") for release in releases
+        )
+        yield _row(name, f"`{left_out}`", *verdicts)
 
 
 def _verdict(place: Path) -> str:
+    """The processor's seconds, or that it failed; "" when it was not run."""
     if not place.is_dir():
-        return "not run"
+        return ""
     status = re.findall(r"MACHINE-STATUS=(\d+)", (place / "console").read_text())
-    return _seconds(place) if status == ["0"] else f"FAILED after {_seconds(place)}"
+    return _used(place) if status == ["0"] else f"FAILED after {_used(place)}"
 
 
-def _doctor(release: str) -> dict[str, dict[str, object]]:
+def _doctor(release: str) -> dict[str, Finding]:
     for suite in ("full", "short"):
         place = RESULTS / f"{release}-{suite}" / "doctor.json"
         if place.exists():
@@ -75,16 +100,21 @@ def _doctor(release: str) -> dict[str, dict[str, object]]:
     return {}
 
 
-def _by_backend(refusals: dict[str, str]) -> str:
+def _by_backend(finding: Finding) -> str:
+    refusals = finding["by_backend"]
     return ", ".join(short if not refusals[name] else f"~~{short}~~" for name, short in BACKENDS.items() if name in refusals)
 
 
-def _plain(finding: dict[str, object]) -> str:
+def _plain(finding: Finding) -> str:
     return "yes" if finding["status"] == "ok" else f"{finding['status']}: {finding['found']}"
 
 
-def _seconds(place: Path) -> str:
-    return (place / "seconds").read_text().strip()
+def _used(place: Path) -> str:
+    return _number_in(place / "processor")
+
+
+def _number_in(file: Path) -> str:
+    return file.read_text().strip()
 
 
 def _number(release: str) -> tuple[int, ...]:

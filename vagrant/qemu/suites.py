@@ -1,14 +1,24 @@
-"""Which kernels there are, and which tests run on each, as arguments of pytest."""
+"""Which kernels there are, what each lacks, and which tests run on it, as arguments of pytest."""
 
 from __future__ import annotations
 
-# By the Debian suite it comes from. The newest is first: what breaks there is news.
+# By the Debian suite it comes from. The newest is first: what breaks there is news, and it takes longest.
 # Its own tools matter as much: nft 1.1 lists rules otherwise than 1.0.
 USERLANDS = {"6.12": "trixie"}
 KERNELS = {"6.12": "trixie", "6.1": "bookworm", "5.10": "bullseye"}
+# doctor's name for it -> a command of interceptor that needs it; guest/test_kernel.py holds doctor and the command to it.
+PACKET_SPLICE = {"packet splice": "proxy --relay packet"}
+LACKS: dict[str, dict[str, str]] = {
+    "6.12": {},
+    "6.1": PACKET_SPLICE,
+    "5.10": {
+        **PACKET_SPLICE,
+        "cgroup match": "init --proxy-cgroup some",
+        "connect-time capture": "init --outbound connect --inbound off --capture-cgroup /",
+    },
+}
 # libiptc's worker takes seconds a call under emulation; it has a variant of its own.
 _BACKENDS = ("nft", "iptables-nft", "iptables-legacy")
-_AGAIN = "tests/netns/test_contract_lifecycle.py::test_enable_again_touches_nothing"
 _CLEAN = "tests/netns/test_contract_lifecycle.py::test_disable_leaves_everything_as_it_was"
 _PACKETS = "tests/netns/test_probe.py::test_every_captured_path_is_proved"
 _PROXY = (
@@ -16,18 +26,12 @@ _PROXY = (
     "inbound_redirect_reaches_the_application_from_the_passthrough_address",
     "outbound_tproxy_reaches_the_original_destination",
     "inbound_tproxy_reaches_the_application",
-    "inbound_udp_reaches_the_application_from_the_passthrough_address",
-    "dns_queries_are_forwarded_and_answers_come_from_whom_was_asked",
 )
-# By each backend, with REDIRECT and TPROXY: apply, again (which reads back), real packets down every captured path, clean;
-# the proxy, both ways.
-SHORT = (
-    *(f"{_CLEAN}[{backend}-{texts}]" for backend in _BACKENDS for texts in ("default", "tproxy")),
-    *(f"{_AGAIN}[{backend}-{texts}]" for backend in _BACKENDS for texts in ("dns", "tproxy")),
-    *(f"{_PACKETS}[{backend}-{texts}]" for backend in _BACKENDS for texts in ("redirect", "tproxy, UDP, DNS")),
-    *(f"tests/proxy/test_captured.py::test_{name}" for name in _PROXY),
+_CNI = (
+    "test_add.py::test_tproxys_routes_come_and_go[static-1330]",
+    "test_delete_check.py::test_del_gives_the_namespace_back_as_it_was[static]",
 )
-# A CNI suite goes here once there is one: its ADD and DEL need no more of the machine than these.
+_CONNECT = "tests/e2e/test_connect.py::test_captured_reported_and_hidden_from_the_application[v4]"
 FULL = (
     "tests/netns",
     "tests/proxy/test_captured.py",
@@ -37,3 +41,29 @@ FULL = (
     "-k",
     "not libiptc",
 )
+
+
+def kernel_tests(release: str) -> tuple[str, ...]:
+    """That doctor tells what the kernel lacks, and what needs it is refused; the latter only where it lacks something."""
+    names = (
+        "doctor_says_what_this_kernel_lacks",
+        *(["what_needs_it_is_refused_and_nothing_is_changed"] if LACKS[release] else []),
+    )
+    return tuple(f"vagrant/qemu/guest/test_kernel.py::test_{name}" for name in names)
+
+
+def short(release: str) -> tuple[str, ...]:
+    """What CI can afford.
+
+    What the kernel lacks; by each backend: apply and real packets down every captured path, with REDIRECT and with TPROXY, and
+    clean, which with TPROXY has routes to remove as well; the proxy, both ways; the CNI plugin's static file: ADD and DEL;
+    capture at connect(), where there is.
+    """
+    return (
+        *kernel_tests(release),
+        *(f"{_CLEAN}[{backend}-tproxy]" for backend in _BACKENDS),
+        *(f"{_PACKETS}[{backend}-{texts}]" for backend in _BACKENDS for texts in ("redirect", "tproxy, UDP, DNS")),
+        *(f"tests/proxy/test_captured.py::test_{name}" for name in _PROXY),
+        *(f"tests/cni/{name}" for name in _CNI),
+        *(() if "connect-time capture" in LACKS[release] else (_CONNECT,)),
+    )

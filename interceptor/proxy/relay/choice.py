@@ -16,6 +16,7 @@ from interceptor.proxy.relay.packet_table import FlowTable
 from interceptor.proxy.relay.splice import SpliceRelay
 from interceptor.proxy.settings import RelayName
 
+NEEDS = "packet splice needs Linux 6.6, CAP_BPF and CAP_NET_ADMIN"
 RELAY_NAMES: tuple[RelayName, ...] = get_args(RelayName)
 
 
@@ -38,7 +39,8 @@ def choose(wanted: RelayName, workers: int, pins: str | None = None) -> Choice:
     try:
         attached = packet_attach.attach(workers, None if pins is None else packet_pins.directory(pins))
     except (BpfError, OSError) as error:
-        problem: str | None = str(error).splitlines()[0]
+        # Before tcx, what fails first is something else: on Linux 5.10 a map, since RLIMIT_MEMLOCK counts it.
+        problem: str | None = f"{str(error).splitlines()[0]} ({NEEDS})"
     else:
         problem = packet_selftest.problem(attached)
         if problem is None:

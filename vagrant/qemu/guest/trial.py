@@ -55,7 +55,7 @@ class Trial:
 
 def trial(arguments: Sequence[str]) -> Trial:
     """`interceptor init ARGUMENTS` in a pod; when it succeeds, check and probe too; clean always."""
-    with _pod() as name:
+    with pod() as name:
         before = state(name)
         init = _interceptor("init", "--netns", name, "--json", *arguments)
         captured = init.status == 0
@@ -97,12 +97,12 @@ def difference(before: dict[str, str], after: dict[str, str]) -> str:
 
 
 def _interceptor(*arguments: str) -> Step:
-    done = subprocess.run([*INTERCEPTOR, *arguments], capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run([*INTERCEPTOR, *arguments], capture_output=True, text=True, check=False, timeout=600)
     return Step(done.returncode, (done.stderr + done.stdout).strip())
 
 
 @contextmanager
-def _pod() -> Iterator[str]:
+def pod() -> Iterator[str]:
     """A pod with a default route in each family that this kernel has."""
     v6 = _has_v6()
     try:
