@@ -67,9 +67,13 @@ def dataclass(
         inherited = set(found)
         for each in _own(cls, kw_only):
             found[each.name] = each
-        made = _slotted(cls, [name for name in found if name not in inherited]) if slots else cls
-        _add_methods(made, found, frozen=frozen, order=order)
-        return made
+        own = vars(cls)
+        added = {name: made for name, made in _methods(cls, found, frozen=frozen, order=order).items() if own.get(name) is None}
+        if slots:
+            return _slotted(cls, [name for name in found if name not in inherited], added)
+        for name, made in added.items():
+            setattr(cls, name, made)
+        return cls
 
     return decorate
 
@@ -86,26 +90,24 @@ def _own(cls: type, kw_only: bool) -> Iterator[Field]:
         yield found
 
 
-def _slotted(cls: _Class, names: list[str]) -> _Class:
+def _slotted(cls: _Class, names: list[str], added: dict[str, Any]) -> _Class:
     # A class attribute and a slot can't have one name: the defaults live in __init__ alone.
     content = {name: value for name, value in vars(cls).items() if name not in (*names, "__dict__", "__weakref__")}
-    made = type(cls)(cls.__name__, cls.__bases__, {**content, "__slots__": tuple(names)})
-    made.__qualname__ = cls.__qualname__
-    return made
+    return type(cls)(cls.__name__, cls.__bases__, content | added | {"__slots__": tuple(names), "__qualname__": cls.__qualname__})
 
 
-def _add_methods(cls: type, found: dict[str, Field], *, frozen: bool, order: bool) -> None:
-    methods: dict[str, Any] = {"__init__": _init(cls, found), "__repr__": _repr(tuple(found)), **_comparisons(found, order)}
-    # What is equal has one hash; what may change has none.
+def _methods(cls: type, found: dict[str, Field], *, frozen: bool, order: bool) -> dict[str, Any]:
     values = _values(found)
-    methods["__hash__"] = (lambda self: hash(values(self))) if frozen else None
-    if frozen:
-        methods |= {"__setattr__": _refuse_to_set, "__delattr__": _refuse_to_delete}
-    for name, method in methods.items():
-        if name not in vars(cls) or (name == "__hash__" and vars(cls)[name] is None):
-            setattr(cls, name, method)
-    setattr(cls, FIELDS, found)
-    cls.__match_args__ = tuple(each.name for each in found.values() if not each.kw_only)  # type: ignore[attr-defined]
+    return {
+        FIELDS: found,
+        "__match_args__": tuple(each.name for each in found.values() if not each.kw_only),
+        "__init__": _init(cls, found),
+        "__repr__": _repr(tuple(found)),
+        **_comparisons(values, order),
+        # What is equal has one hash; what may change has none.
+        "__hash__": (lambda self: hash(values(self))) if frozen else None,
+        **({"__setattr__": _refuse_to_set, "__delattr__": _refuse_to_delete} if frozen else {}),
+    }
 
 
 def _init(cls: type, found: dict[str, Field]) -> Callable[..., None]:
@@ -140,9 +142,7 @@ def _repr(names: tuple[str, ...]) -> Callable[[Any], str]:
     return lambda self: f"{type(self).__qualname__}({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
 
 
-def _comparisons(found: dict[str, Field], order: bool) -> dict[str, Callable[[Any, Any], Any]]:
-    values = _values(found)
-
+def _comparisons(values: Callable[[Any], Any], order: bool) -> dict[str, Callable[[Any, Any], Any]]:
     def of_equals(compare: Callable[[Any, Any], bool]) -> Callable[[Any, Any], Any]:
         def method(self: Any, other: Any) -> Any:
             return compare(values(self), values(other)) if other.__class__ is self.__class__ else NotImplemented
