@@ -37,8 +37,8 @@ static PyObject *init_module(void)
 extern const struct _frozen modules[];
 
 static const char RUN[] =
-    "import os, _interceptor\n"
-    "os.setns = _interceptor.setns\n"
+    "import posix, _interceptor\n"
+    "posix.setns = _interceptor.setns\n" /* and so os.setns */
     "from cni.main import main\n"
     "status = main()\n";
 
@@ -67,6 +67,8 @@ int main(int argc, char **argv)
     config.pathconfig_warnings = 0;
     config.module_search_paths_set = 1; /* to none */
     status = PyConfig_SetString(&config, &config.program_name, self);
+    if (!PyStatus_Exception(status)) /* else it looks around its own file for a library */
+        status = PyConfig_SetString(&config, &config.home, self);
     if (!PyStatus_Exception(status))
         status = PyConfig_SetBytesArgv(&config, argc, argv);
     if (!PyStatus_Exception(status))

@@ -16,7 +16,7 @@ from interceptor import netns
 from interceptor.backends import cgroups, connect_pins
 from interceptor.backends.base import Difference, compare_chain
 from interceptor.backends.connect_pins import Held, Pins
-from interceptor.bpf import connect, places, special
+from interceptor.bpf import connect, special
 from interceptor.bpf.maps import Map, create_map
 from interceptor.bpf.syscall import BpfError
 from interceptor.errors import BackendError, ConfigError, InterceptorError, Problem, Unsupported
@@ -84,13 +84,9 @@ def switch_on(capture: ConnectCapture) -> Switched:
 
 def switch_off() -> bool:
     """Capture nothing by this mechanism; whether there was anything of ours. Raises BackendError."""
-    if not os.path.isdir(places.root()):
-        return False
     try:
         pins = Pins(connect.netns_cookie())
         if not pins.exist:
-            with suppress(OSError):  # others' are in it
-                os.rmdir(places.root())
             return False
         pins.remove()
     except (BpfError, OSError) as error:
@@ -100,8 +96,6 @@ def switch_off() -> bool:
 
 def differences(capture: ConnectCapture | None) -> Iterator[Difference]:
     """How the kernel differs from `capture`. Changes nothing."""
-    if capture is None and not os.path.isdir(places.root()):
-        return
     try:
         pins = Pins(connect.netns_cookie())
         if capture is not None:
@@ -114,7 +108,7 @@ def differences(capture: ConnectCapture | None) -> Iterator[Difference]:
 
 def is_there() -> bool:
     """Whether anything of ours captures here by this mechanism."""
-    return os.path.isdir(places.root()) and Pins(connect.netns_cookie()).held() is not None
+    return Pins(connect.netns_cookie()).held() is not None
 
 
 def _wanted(capture: ConnectCapture) -> _Wanted:

@@ -138,7 +138,7 @@ def test_a_killed_agent_gives_right_results_or_says_try_again(runtime: Pod, tmp_
 
     def kill_and_replace() -> None:
         # Each lives longer than the one before: the first die at work, and on a busy machine some ADDs get through in the end.
-        while not over.wait(dice.uniform(0.0, 0.05 * len(agents))):
+        while not over.wait(dice.uniform(0.0, 0.05 * len(agents) ** 2)):
             agents[-1].process.kill()
             agents[-1].process.wait()
             agents.append(start(runtime, tmp_path, name=f"agent{len(agents)}"))

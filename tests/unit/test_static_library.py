@@ -15,8 +15,14 @@ TREE = Path(__file__).parents[2]
 LIBRARY = TREE / "cni/static/library"
 STAND_INS = sorted(path.stem for path in LIBRARY.glob("*.py"))
 # What the plugin can come to import, as far as it holds dataclasses.
-MODULES = ("cni.plugin", "cni.annotations.istio", "cni.annotations.kuma", "cni.annotations.linkerd", "interceptor.backends.iptables")
-# Every dataclass's shape, and what becomes of an instance of it: made by position and by name, compared, hashed, changed, shown.
+MODULES = (
+    "cni.plugin",
+    "cni.annotations.istio",
+    "cni.annotations.kuma",
+    "cni.annotations.linkerd",
+    "interceptor.backends.iptables",
+)
+# Every dataclass's shape, and what becomes of its instances: made by position and by name, compared, hashed, changed, shown.
 SURVEY = """
 import copy, dataclasses, importlib, json, sys
 
@@ -41,8 +47,13 @@ def survey(cls):
     one, other = cls(**named), cls(*by_position) if by_position else cls(**named)
     first = fields[0].name if fields else "none"
     return {
-        "fields": [(each.name, "" if each.default is dataclasses.MISSING else repr(each.default), each.kw_only, each.compare, sorted(each.metadata)) for each in fields],
-        "match": cls.__match_args__, "slots": tried(lambda: cls.__slots__), "doc": "" if cls.__doc__ is None or "(" in cls.__doc__ else cls.__doc__,
+        "fields": [
+            (each.name, "" if each.default is dataclasses.MISSING else repr(each.default), each.kw_only, each.compare)
+            for each in fields
+        ],
+        "metadata": [sorted(each.metadata) for each in fields],
+        "match": cls.__match_args__, "slots": tried(lambda: cls.__slots__),
+        "doc": "" if cls.__doc__ is None or "(" in cls.__doc__ else cls.__doc__,
         "shown": tried(lambda: one), "equal": one == other, "unlike": one == 1,
         "hash": tried(lambda: hash(one) == hash(other)), "replaced": tried(lambda: dataclasses.replace(one)),
         "changed": tried(lambda: dataclasses.replace(one, **{first: Value("changed")})),

@@ -93,7 +93,9 @@ def _own(cls: type, kw_only: bool) -> Iterator[Field]:
 def _slotted(cls: _Class, names: list[str], added: dict[str, Any]) -> _Class:
     # A class attribute and a slot can't have one name: the defaults live in __init__ alone.
     content = {name: value for name, value in vars(cls).items() if name not in (*names, "__dict__", "__weakref__")}
-    return type(cls)(cls.__name__, cls.__bases__, content | added | {"__slots__": tuple(names), "__qualname__": cls.__qualname__})
+    return type(cls)(
+        cls.__name__, cls.__bases__, content | added | {"__slots__": tuple(names), "__qualname__": cls.__qualname__}
+    )
 
 
 def _methods(cls: type, found: dict[str, Field], *, frozen: bool, order: bool) -> dict[str, Any]:

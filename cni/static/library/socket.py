@@ -7,7 +7,7 @@ from _socket import *  # noqa: F403 - the numbers, and the functions for address
 from typing import Self
 
 
-class socket(_socket.socket):  # noqa: N801 - the original's name
+class socket(_socket.socket):  # type: ignore[no-redef]  # noqa: N801 - the original's name
     """As the original, for what needs no file object."""
 
     __slots__ = ()
