@@ -83,7 +83,7 @@ def _may_stand() -> bool:
     """Whether anything is pinned for this network namespace."""
     if not os.path.isdir(places.root()):
         return False
-    from interceptor.bpf.connect import netns_cookie
+    from interceptor.bpf.cookie import netns_cookie
     from interceptor.bpf.syscall import BpfError
 
     try:

@@ -16,7 +16,8 @@ from interceptor import netns
 from interceptor.backends import cgroups, connect_pins
 from interceptor.backends.base import Difference, compare_chain
 from interceptor.backends.connect_pins import Held, Pins
-from interceptor.bpf import connect, special
+from interceptor.bpf import special
+from interceptor.bpf.cookie import netns_cookie
 from interceptor.bpf.maps import Map, create_map
 from interceptor.bpf.syscall import BpfError
 from interceptor.errors import BackendError, ConfigError, InterceptorError, Problem, Unsupported
@@ -75,7 +76,7 @@ def switch_on(capture: ConnectCapture) -> Switched:
     wanted = _wanted(capture)
     _refuse_foreign_users()
     try:
-        return _switch_on(wanted, Pins(connect.netns_cookie()))
+        return _switch_on(wanted, Pins(netns_cookie()))
     except (BpfError, OSError) as error:
         raise BackendError(
             f"--outbound connect: {error}. It needs Linux 5.14, CAP_BPF, CAP_NET_ADMIN, CAP_SYS_ADMIN"
@@ -85,7 +86,7 @@ def switch_on(capture: ConnectCapture) -> Switched:
 def switch_off() -> bool:
     """Capture nothing by this mechanism; whether there was anything of ours. Raises BackendError."""
     try:
-        pins = Pins(connect.netns_cookie())
+        pins = Pins(netns_cookie())
         if not pins.exist:
             return False
         pins.remove()
@@ -97,7 +98,7 @@ def switch_off() -> bool:
 def differences(capture: ConnectCapture | None) -> Iterator[Difference]:
     """How the kernel differs from `capture`. Changes nothing."""
     try:
-        pins = Pins(connect.netns_cookie())
+        pins = Pins(netns_cookie())
         if capture is not None:
             yield from _differences(_wanted(capture), pins)
         elif pins.exist:
@@ -108,7 +109,7 @@ def differences(capture: ConnectCapture | None) -> Iterator[Difference]:
 
 def is_there() -> bool:
     """Whether anything of ours captures here by this mechanism."""
-    return Pins(connect.netns_cookie()).held() is not None
+    return Pins(netns_cookie()).held() is not None
 
 
 def _wanted(capture: ConnectCapture) -> _Wanted:

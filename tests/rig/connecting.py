@@ -13,6 +13,7 @@ from pathlib import Path
 
 from interceptor.backends import cgroups
 from interceptor.bpf import connect, links, places
+from interceptor.bpf.cookie import netns_cookie_of
 from interceptor.bpf.programs import SECTIONS
 from interceptor.bpf.syscall import BpfError, Buffer, checked, raw_bpf
 from tests.rig.crashing import BPFFS
@@ -77,7 +78,7 @@ _opened: dict[tuple[int, int], connect.Originals] = {}
 
 def original_of(connection: socket.socket) -> str | None:
     """Where a connection was going before it was rewritten; None when it was not."""
-    cookie = connect.netns_cookie_of(connection)
+    cookie = netns_cookie_of(connection)
     with suppress(OSError, BpfError):
         inode = os.stat(os.path.join(places.connect_directory(cookie), connect.ORIGINALS)).st_ino
         if (cookie, inode) not in _opened:
