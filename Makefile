@@ -65,7 +65,7 @@ docs: $(STAMP)
 # One static file for hosts that have no Python: Debian's libpython with the byte code appended.
 cni: $(CNI)
 
-$(CNI): $(wildcard cni/*.py cni/static/* interceptor/*.py interceptor/*/*.py)
+$(CNI): $(wildcard cni/*.py cni/*/*.py cni/static/* cni/static/library/* interceptor/*.py interceptor/*/*.py)
 	/usr/bin/python3.11 cni/static/build.py $@
 
 golden: $(STAMP)

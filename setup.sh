@@ -10,7 +10,7 @@ fi
 wanted='python3 python3-venv nftables iptables iproute2 conntrack curl make procps gcc libc6-dev python3-dev'
 case "${1:-}" in
 '') ;;
---tests) wanted="$wanted clang linux-libc-dev haproxy nginx-light dnsmasq-base" ;;
+--tests) wanted="$wanted clang linux-libc-dev haproxy nginx-light dnsmasq-base kubernetes-client" ;;
 *)
     echo "setup.sh: $1: no such option; --tests is the only one" >&2
     exit 2
@@ -20,8 +20,9 @@ missing=''
 for package in $wanted; do
     dpkg -s "$package" >/dev/null 2>&1 || missing="$missing $package"
 done
-# Any nginx will do.
+# Any nginx will do, and any kubectl.
 if command -v nginx >/dev/null 2>&1; then missing=$(echo "$missing" | sed 's/ nginx-light//'); fi
+if command -v kubectl >/dev/null 2>&1; then missing=$(echo "$missing" | sed 's/ kubernetes-client//'); fi
 if [ -n "$missing" ]; then
     # Servers would start on this machine's own ports.
     policy=/usr/sbin/policy-rc.d

@@ -6,7 +6,6 @@ Errors are caught here: a runtime gets an error object, never a traceback.
 from __future__ import annotations
 
 import sys
-import traceback
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
@@ -36,6 +35,8 @@ def process(environment: Mapping[str, str], stdin: bytes, ops: Ops, say: Callabl
     except CniError as error:
         return FAILURE, error.to_json(protocol.error_version(stdin))
     except Exception as error:  # noqa: BLE001 - the edge: a runtime understands an error object, and no traceback
+        import traceback  # 5 ms, and a bug of ours
+
         say(traceback.format_exc())
         unexpected = CniError(protocol.INTERNAL, "interceptor-cni has a bug", f"{type(error).__name__}: {error}")
         return FAILURE, unexpected.to_json(protocol.error_version(stdin))

@@ -5,15 +5,15 @@ Failing closed is decided here: without the agent an ADD is answered "try again 
 
 from __future__ import annotations
 
-import os
+import posix
 import time
-from collections.abc import Mapping
 
 from cni import wire
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Mapping
 
 # The runtime waits for minutes and is not told what it waits for; DEL must not hold up a pod's end.
 DEADLINE_S = {"ADD": 30.0, "CHECK": 10.0, "STATUS": 5.0, "DEL": 4.0, "GC": 4.0}
@@ -43,7 +43,7 @@ def call(environment: Mapping[str, str], stdin: bytes, path: str) -> Outcome:
         return _ask(command, message, stdin, path, namespace, deadline)
     finally:
         if namespace is not None:
-            os.close(namespace)
+            posix.close(namespace)
 
 
 def _ask(command: str, message: bytes, stdin: bytes, path: str, namespace: int | None, deadline: float) -> Outcome:
@@ -101,15 +101,15 @@ def _open_netns(command: str, environment: Mapping[str, str], stdin: bytes) -> t
         return None, None  # whether it may be missing is the agent's to say
     try:
         # Nothing but a namespace is opened: opening a FIFO would wait for a writer, opening a device may do anything.
-        found = os.stat(path)
+        found = posix.stat(path)
         is_own = (found.st_dev, found.st_ino) == _own()
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        descriptor = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK)  # type: ignore[attr-defined]
     except OSError as error:
         if command == "DEL":
             return None, None  # nothing to take rules from, and yet the agent should forget this pod
         return None, _refusal(stdin, SELF_NETNS, f"CNI_NETNS {path}: {error.strerror}")
     if is_own and environment.get("CNI_NETNS_OVERRIDE", "").lower() not in ("1", "true"):
-        os.close(descriptor)
+        posix.close(descriptor)
         if command == "DEL":
             return None, (0, b"", f"CNI_NETNS {path} is the runtime's own network namespace: left as it is\n".encode())
         return None, _refusal(stdin, SELF_NETNS, f"CNI_NETNS {path} is the network namespace of the runtime itself")
@@ -117,7 +117,7 @@ def _open_netns(command: str, environment: Mapping[str, str], stdin: bytes) -> t
 
 
 def _own() -> tuple[int, int]:
-    own = os.stat(NETNS)
+    own = posix.stat(NETNS)
     return own.st_dev, own.st_ino
 
 

@@ -8,7 +8,9 @@ Answer: MAGIC, exit status, length of stdout, length of stderr, both texts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 MAGIC = b"ITC1"
 REQUEST_HEAD = len(MAGIC) + 8

@@ -30,7 +30,6 @@ from cni.protocol import Request
 from cni.repair import EVERY_S, Mode, Repairer
 from interceptor.errors import ConfigError, Problem
 
-ATTACHMENTS = "attachments"
 UNTAINT_RETRY_S = 5.0
 
 
@@ -186,7 +185,7 @@ def _raise_descriptor_limit() -> None:
 
 
 def _attachments(socket_path: str) -> Attachments:
-    folder = os.path.join(os.path.dirname(socket_path), ATTACHMENTS)
+    folder = os.path.join(os.path.dirname(socket_path), server.ATTACHMENTS)
     try:
         return Attachments(folder)
     except OSError as error:

@@ -1,6 +1,6 @@
 """The agent's socket: takes requests from shims, has each carried out in a thread, answers. What is done is `plugin`'s.
 
-Only root may ask (SO_PEERCRED), and the socket's directory lets nobody else near it.
+Only root may ask (SO_PEERCRED), and the socket's own directory lets nobody else near it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from cni import wire
 
 Answer: TypeAlias = tuple[int, bytes, bytes]
 
+# The directory beside the socket in which the agent keeps what it remembers.
+ATTACHMENTS = "attachments"
 BACKLOG = 512
 # Requests carried out at once; the others wait in the listening queue. Each is mostly one nft or iptables process.
 AT_ONCE = 32
@@ -45,7 +47,7 @@ Refused: TypeAlias = Callable[[str], None]  # told why somebody was not answered
 
 
 def listen(path: str) -> socket.socket:
-    """The listening socket at `path`, in a directory that root alone may enter. Takes the place of a socket that is there.
+    """The listening socket at `path`, root's alone, in the place of one that is there; a directory of its own is root's, too.
 
     A new agent takes over from an old one so: whoever connects from now on reaches the new one, and what the old one has
     accepted, it finishes. Raises AgentError.
@@ -53,7 +55,7 @@ def listen(path: str) -> socket.socket:
     folder = os.path.dirname(path)
     try:
         os.makedirs(folder, mode=0o700, exist_ok=True)
-        os.chmod(folder, 0o700)
+        _close_to_others(folder, os.path.basename(path))
         if os.path.lexists(path) and not stat.S_ISSOCK(os.lstat(path).st_mode):
             raise AgentError(f"{path} is there already and is no socket")
         new = f"{path}.{os.getpid()}"
@@ -66,6 +68,15 @@ def listen(path: str) -> socket.socket:
     except OSError as error:
         raise AgentError(f"listening at {path}: {error.strerror}") from error
     return sock
+
+
+def _close_to_others(folder: str, socket_name: str) -> None:
+    # A directory that others use, like /run, must stay as it is: the socket's own mode keeps them out.
+    ours = all(name.startswith(socket_name) or name == ATTACHMENTS for name in os.listdir(folder))
+    if ours:
+        os.chmod(folder, 0o700)
+    elif os.stat(folder).st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise AgentError(f"{folder}: others may write there, and things of theirs are in it: give the socket its own directory")
 
 
 class Server:

@@ -58,8 +58,9 @@ class Change:
         if self.before == self.after:
             return ""
         if self.path.endswith(conflist.TYPE):
-            size = "removed" if self.after is None else f"{len(self.after)} bytes"
-            return f"{self.path}: {'written' if self.before is None else 'replaced' if self.after else ''} {size}\n"
+            if self.after is None:
+                return f"{self.path}: removed\n"
+            return f"{self.path}: {'written' if self.before is None else 'replaced'}, {len(self.after)} bytes\n"
         import difflib
 
         before, after = (
@@ -92,7 +93,10 @@ def install(node: Node, socket_wait_s: float = 30.0) -> list[Change]:
     Raises InstallError, with the node as it was or further on its way, never with a conflist before what it needs.
     """
     done = []
-    os.makedirs(node.bin_dir, exist_ok=True)
+    try:
+        os.makedirs(node.bin_dir, exist_ok=True)
+    except OSError as error:
+        raise InstallError(f"{node.bin_dir}: {error.strerror}") from error
     binary = _binary_change(node, node.binary)
     if _apply(binary, BINARY_MODE):
         done.append(binary)
@@ -122,6 +126,9 @@ def uninstall(node: Node) -> list[Change]:
             break
         done += [change for change in changes if _apply(change)]
         files.poke(node.net_dir)
+    else:
+        # The binary stays: a conflist that names one which isn't there fails every pod.
+        raise InstallError(f"{node.net_dir}: another program rewrites the conflist all the time; nothing else was removed")
     binary = _binary_change(node, None)
     if _apply(binary):
         done.append(binary)

@@ -1,4 +1,4 @@
-"""Build the plugin as one static file: Debian's libpython, linked with main.c, with the byte code it needs appended as a zip.
+"""Build the plugin as one static file: Debian's libpython, linked with main.c and with the byte code it needs, frozen.
 
 Run by Debian's own Python 3.11 (its byte code must be its library's): /usr/bin/python3.11 cni/static/build.py OUTPUT
 The same input gives the same bytes: no date, no path, no order of a directory goes in. Needs gcc, libpython3.11-dev, zlib1g-dev
@@ -7,32 +7,40 @@ and libexpat1-dev.
 
 from __future__ import annotations
 
-import io
+import marshal
 import modulefinder
 import os
-import py_compile
 import shutil
 import subprocess
 import sys
 import sysconfig
 import tempfile
-import zipfile
 from pathlib import Path
 
 TREE = Path(__file__).resolve().parent.parent.parent
+# In place of the standard library's modules of the same names.
+LIBRARY = TREE / "cni/static/library"
 VERSION = "3.11"
 # The finder can't see these: they are imported by name.
 CODECS = ("aliases", "ascii", "latin_1", "utf_8")
-# What the finder follows and no code of ours reaches: documentation, other systems, what only a developer runs.
+# What the finder follows and no code of ours reaches: documentation, other systems, what only a developer runs; and what needs
+# ctypes, which cannot be linked statically: capture at connect() (backends/at_connect.py says so).
 EXCLUDED = (
-    "argparse asyncio bz2 click csv ctypes doctest email encodings.mbcs getopt gettext importlib.metadata iptc logging lzma "
-    "multiprocessing ntpath optparse pdb psutil py_compile pydoc pyroute2 statistics tarfile tkinter tracemalloc unittest yaml "
-    "zipfile"
+    "argparse asyncio bz2 click csv ctypes doctest email encodings.mbcs getopt gettext importlib.metadata "
+    "interceptor.backends.connect iptc logging lzma multiprocessing ntpath optparse pdb psutil py_compile pydoc pyroute2 "
+    "statistics tarfile tkinter tracemalloc unittest yaml zipfile"
 ).split()
-STAMP = (1980, 1, 1, 0, 0, 0)
 C_FLAGS = ("-Os", "-Wall", "-Wextra", "-Werror", "-ffile-prefix-map=" + str(TREE) + "=.")
 # The linker notes that NSS needs shared libraries: nothing here asks for a user or host name.
 LINK_FLAGS = ("-static", "-Wl,--build-id=none", "-Wl,--gc-sections", "-s")
+# struct _frozen: name, byte code, its size, whether it is a package (Include/cpython/import.h).
+MODULES_C = """#include <Python.h>
+extern const unsigned char code[];
+__asm__(".section .rodata\\n.global code\\ncode: .incbin \\"modules.bin\\"\\n.previous");
+const struct _frozen modules[] = {
+%s    {NULL, NULL, 0, 0, NULL},
+};
+"""
 LIBRARIES = ("-lexpat", "-lz", "-lm", "-ldl", "-lpthread", "-lutil")
 
 
@@ -44,9 +52,9 @@ def main(arguments: list[str]) -> int:
     output = Path(arguments[0])
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
+        freeze(Path(folder))
         program = Path(folder) / "program"
-        link(program)
-        append_modules(program)
+        link(program, Path(folder))
         put(program, output)
     print(f"{output}: {output.stat().st_size / 1e6:.1f} MB")
     return 0
@@ -60,8 +68,8 @@ def put(program: Path, output: Path) -> None:
     os.replace(made, output)
 
 
-def link(program: Path) -> None:
-    """Compile main.c and link it with the static library of Python."""
+def link(program: Path, frozen: Path) -> None:
+    """Compile main.c and what freeze() wrote to the directory `frozen`; link them with the static library of Python."""
     include = sysconfig.get_path("include")
     folder = sysconfig.get_config_var("LIBPL")
     subprocess.run(
@@ -70,6 +78,7 @@ def link(program: Path) -> None:
             *C_FLAGS,
             f"-I{include}",
             str(TREE / "cni/static/main.c"),
+            "modules.c",
             f"{folder}/libpython{VERSION}.a",
             *LINK_FLAGS,
             *LIBRARIES,
@@ -77,25 +86,28 @@ def link(program: Path) -> None:
             str(program),
         ],
         check=True,
+        cwd=frozen,
     )
 
 
-def append_modules(program: Path) -> None:
-    """Append a zip with the byte code of all that cni.main can import."""
-    appended = io.BytesIO()
-    with zipfile.ZipFile(appended, "w") as archive, tempfile.TemporaryDirectory() as folder:
-        for name, path in sorted(modules().items()):
-            inside = name.replace(".", "/") + ("/__init__.pyc" if path.name == "__init__.py" else ".pyc")
-            entry = zipfile.ZipInfo(inside, STAMP)
-            entry.external_attr = 0o644 << 16
-            archive.writestr(entry, byte_code(path, inside, folder))
-    with program.open("ab") as file:
-        file.write(appended.getvalue())
+def freeze(folder: Path) -> None:
+    """Write modules.c, and modules.bin with the byte code of all that cni.main can import, for main.c to find.
+
+    Frozen (Python's word): unmarshalled from where the program was mapped; nothing is looked for and no file is read.
+    """
+    code = b""
+    rows = []
+    for name, path in sorted(modules().items()):
+        packed = byte_code(name, path)
+        rows.append(f'    {{"{name}", code + {len(code)}, {len(packed)}, {int(path.name == "__init__.py")}, NULL}},\n')
+        code += packed
+    (folder / "modules.bin").write_bytes(code)
+    (folder / "modules.c").write_text(MODULES_C % "".join(rows))
 
 
 def modules() -> dict[str, Path]:
     """Name -> source of each module that cni.main can come to import, which is not built into the library."""
-    finder = modulefinder.ModuleFinder([str(TREE), sysconfig.get_path("stdlib")], excludes=EXCLUDED)
+    finder = modulefinder.ModuleFinder([str(LIBRARY), str(TREE), sysconfig.get_path("stdlib")], excludes=EXCLUDED)
     finder.run_script(str(TREE / "cni/main.py"))
     # vars(): the finder's own modules, whose attributes its stubs don't name. Built-in ones have no file.
     files = {name: vars(module)["__file__"] for name, module in finder.modules.items()}
@@ -104,19 +116,12 @@ def modules() -> dict[str, Path]:
     return found | codecs | {"cni.main": TREE / "cni/main.py"}
 
 
-def byte_code(path: Path, inside: str, folder: str) -> bytes:
-    """An unchecked hash-based .pyc (PEP 552): no date in it, and nothing to compare with at start."""
-    made = os.path.join(folder, "module.pyc")
+def byte_code(name: str, path: Path) -> bytes:
+    """A module's code, marshalled: no date and no path of this machine is in it."""
+    shown = name.replace(".", "/") + ("/__init__.py" if path.name == "__init__.py" else ".py")
     # Python's own docstrings and assertions go; ours stay, for a traceback that says something.
-    py_compile.compile(
-        str(path),
-        made,
-        dfile=inside.removesuffix("c"),
-        doraise=True,
-        optimize=0 if path.is_relative_to(TREE) else 2,
-        invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
-    )
-    return Path(made).read_bytes()
+    optimize = 0 if path.is_relative_to(TREE) else 2
+    return marshal.dumps(compile(path.read_bytes(), shown, "exec", dont_inherit=True, optimize=optimize))
 
 
 if __name__ == "__main__":

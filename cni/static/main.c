@@ -1,7 +1,7 @@
-/* A Python that carries its modules in its own file: this program, then a zip of byte code appended to it (build.py).
+/* A Python that carries its modules in its own file, as frozen byte code (build.py).
  *
- * It reads no environment, no site directory and no file but itself, so that a container runtime's surroundings can't change
- * it, and it starts on a read-only root with a /tmp that executes nothing. */
+ * It reads no environment, no site directory and no file at all, so that a container runtime's surroundings can't change it,
+ * and it starts on a read-only root with a /tmp that executes nothing. */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <errno.h>
@@ -33,9 +33,12 @@ static PyObject *init_module(void)
     return PyModule_Create(&definition);
 }
 
+/* Written by build.py. */
+extern const struct _frozen modules[];
+
 static const char RUN[] =
-    "import os, _interceptor\n"
-    "os.setns = _interceptor.setns\n"
+    "import posix, _interceptor\n"
+    "posix.setns = _interceptor.setns\n" /* and so os.setns */
     "from cni.main import main\n"
     "status = main()\n";
 
@@ -56,15 +59,16 @@ int main(int argc, char **argv)
     /* A runtime or an agent that is gone is an error to answer, not a reason to die. */
     signal(SIGPIPE, SIG_IGN);
     PyImport_AppendInittab("_interceptor", init_module);
+    PyImport_FrozenModules = modules;
     PyConfig_InitIsolatedConfig(&config);
     config.site_import = 0;
     config.write_bytecode = 0;
     config.install_signal_handlers = 0;
     config.pathconfig_warnings = 0;
-    config.module_search_paths_set = 1;
-    status = PyWideStringList_Append(&config.module_search_paths, self);
-    if (!PyStatus_Exception(status))
-        status = PyConfig_SetString(&config, &config.program_name, self);
+    config.module_search_paths_set = 1; /* to none */
+    status = PyConfig_SetString(&config, &config.program_name, self);
+    if (!PyStatus_Exception(status)) /* else it looks around its own file for a library */
+        status = PyConfig_SetString(&config, &config.home, self);
     if (!PyStatus_Exception(status))
         status = PyConfig_SetBytesArgv(&config, argc, argv);
     if (!PyStatus_Exception(status))
@@ -72,6 +76,7 @@ int main(int argc, char **argv)
     PyConfig_Clear(&config);
     if (PyStatus_Exception(status))
         Py_ExitStatusException(status);
+    PyGC_Disable(); /* it lives for some 30 ms */
     if (PyRun_SimpleString(RUN) != 0)
         return 1;
     /* Without Py_Finalize: everything is written, and taking the interpreter apart costs 3 ms. */

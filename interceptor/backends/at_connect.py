@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from interceptor.backends.base import Difference, Observed
 from interceptor.bpf import places
+from interceptor.errors import Unsupported
 from interceptor.plan.model import Plan
 
 if TYPE_CHECKING:
@@ -44,9 +47,8 @@ def switch_on(plan: Plan) -> Switched | None:
     """
     if plan.connect is None:
         return None
-    from interceptor.backends import connect
-
-    return connect.switch_on(plan.connect)
+    switched: Switched = _connect().switch_on(plan.connect)
+    return switched
 
 
 def settle(plan: Plan, switched: Switched | None) -> bool:
@@ -59,25 +61,43 @@ def settle(plan: Plan, switched: Switched | None) -> bool:
 
 def switch_off() -> bool:
     """Capture nothing at connect(); whether there was anything of ours."""
-    if not os.path.isdir(places.root()):
+    if not _may_stand():
+        with suppress(OSError):  # missing, or others' are in it
+            os.rmdir(places.root())
         return False
-    from interceptor.backends import connect
-
-    return connect.switch_off()
+    return bool(_connect().switch_off())
 
 
 def differences(plan: Plan) -> Iterator[Difference]:
     """How what is captured at connect() differs from `plan`."""
-    if plan.connect is not None or os.path.isdir(places.root()):
-        from interceptor.backends import connect
-
-        yield from connect.differences(plan.connect)
+    if plan.connect is not None or _may_stand():
+        yield from _connect().differences(plan.connect)
 
 
 def stands() -> bool:
     """Whether something is captured at connect()."""
+    return _may_stand() and bool(_connect().is_there())
+
+
+def _may_stand() -> bool:
+    """Whether anything is pinned for this network namespace."""
     if not os.path.isdir(places.root()):
         return False
-    from interceptor.backends import connect
+    from interceptor.bpf.cookie import netns_cookie
+    from interceptor.bpf.syscall import BpfError
 
-    return connect.is_there()
+    try:
+        return os.path.isdir(places.connect_directory(netns_cookie()))
+    except BpfError:
+        return False  # a kernel that has no such number has no such capture
+
+
+def _connect() -> ModuleType:
+    try:
+        from interceptor.backends import connect
+    except ImportError as error:
+        raise Unsupported(
+            "--outbound connect: the plugin's static file cannot load BPF programs; let the node agent do it (agentSocket), "
+            "or capture by rules (redirect, tproxy)"
+        ) from error
+    return connect

@@ -16,7 +16,8 @@ from interceptor import netns
 from interceptor.backends import cgroups, connect_pins
 from interceptor.backends.base import Difference, compare_chain
 from interceptor.backends.connect_pins import Held, Pins
-from interceptor.bpf import connect, places, special
+from interceptor.bpf import special
+from interceptor.bpf.cookie import netns_cookie
 from interceptor.bpf.maps import Map, create_map
 from interceptor.bpf.syscall import BpfError
 from interceptor.errors import BackendError, ConfigError, InterceptorError, Problem, Unsupported
@@ -75,7 +76,7 @@ def switch_on(capture: ConnectCapture) -> Switched:
     wanted = _wanted(capture)
     _refuse_foreign_users()
     try:
-        cookie = connect.netns_cookie()
+        cookie = netns_cookie()
     except BpfError as error:
         raise Unsupported(str(error)) from error
     try:
@@ -86,13 +87,9 @@ def switch_on(capture: ConnectCapture) -> Switched:
 
 def switch_off() -> bool:
     """Capture nothing by this mechanism; whether there was anything of ours. Raises BackendError."""
-    if not os.path.isdir(places.root()):
-        return False
     try:
-        pins = Pins(connect.netns_cookie())
+        pins = Pins(netns_cookie())
         if not pins.exist:
-            with suppress(OSError):  # others' are in it
-                os.rmdir(places.root())
             return False
         pins.remove()
     except (BpfError, OSError) as error:
@@ -102,10 +99,8 @@ def switch_off() -> bool:
 
 def differences(capture: ConnectCapture | None) -> Iterator[Difference]:
     """How the kernel differs from `capture`. Changes nothing."""
-    if capture is None and not os.path.isdir(places.root()):
-        return
     try:
-        pins = Pins(connect.netns_cookie())
+        pins = Pins(netns_cookie())
         if capture is not None:
             yield from _differences(_wanted(capture), pins)
         elif pins.exist:
@@ -116,7 +111,7 @@ def differences(capture: ConnectCapture | None) -> Iterator[Difference]:
 
 def is_there() -> bool:
     """Whether anything of ours captures here by this mechanism."""
-    return os.path.isdir(places.root()) and Pins(connect.netns_cookie()).held() is not None
+    return Pins(netns_cookie()).held() is not None
 
 
 def _wanted(capture: ConnectCapture) -> _Wanted:

@@ -17,7 +17,6 @@ from interceptor.bpf.syscall import BpfError
 
 ORIGINALS = "originals"
 V4_MAPPED = "::ffff:"  # RFC 4291 2.5.5.2
-SO_NETNS_COOKIE = 71  # asm-generic/socket.h, Linux 5.14
 SEEN = struct.Struct("=16s4sI2s2s")  # struct seen: client, to, family, client's port, proxy's port
 ORIGINAL = struct.Struct("=16s16s2s2sIII")  # struct original: address, proxy's, port, proxy's, family, scope, uid
 
@@ -34,23 +33,6 @@ class Original:
 
     address: SockAddr
     uid: int
-
-
-def netns_cookie() -> int:
-    """The number of the calling thread's network namespace, never given again while the machine runs.
-
-    Raises BpfError before Linux 5.14.
-    """
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-        return netns_cookie_of(any_socket)
-
-
-def netns_cookie_of(sock: socket.socket) -> int:
-    """The number of the network namespace that `sock` is in. Raises BpfError before Linux 5.14."""
-    try:
-        return int(struct.unpack("=Q", sock.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8))[0])
-    except OSError as error:
-        raise BpfError(f"SO_NETNS_COOKIE: {error.strerror}; --outbound connect needs Linux 5.14") from error
 
 
 class Originals:

@@ -129,8 +129,14 @@ def _node(given: dict[str, Any]) -> Node:
     entry["capture"] = _json_object("--capture", given["capture"] or "{}", problems)
     if given["agent_socket"] is not None:
         entry["agentSocket"] = given["agent_socket"]
+        if not given["agent_socket"].startswith("/"):
+            problems.append(Problem("--agent-socket", given["agent_socket"], "an absolute path"))
     if given["kubernetes"] is not None:
         entry["kubernetes"] = _json_object("--kubernetes", given["kubernetes"], problems)
+        if given["agent_socket"] is None:
+            problems.append(
+                Problem("--kubernetes", given["kubernetes"], "needs --agent-socket: the node agent alone asks the API")
+            )
     if given["on_failure"] is not None:
         entry["onFailure"] = given["on_failure"]
     problems += _judge(entry)
@@ -142,17 +148,20 @@ def _node(given: dict[str, Any]) -> Node:
 
 def _judge(entry: dict[str, Any]) -> list[Problem]:
     # By the plugin's own eyes: what it would refuse for each pod is refused here, once.
-    from cni import entry as entries
-    from cni import pod
-    from cni.protocol import CniError, Request
+    from cni import cluster, pod
+    from cni.entry import Entry
+    from cni.protocol import Request
 
-    try:
-        pod.decide(Request("STATUS"), entries.read(entry))
-    except CniError as error:
-        return [Problem("the conflist's entry", error.msg, error.details)]
-    except ConfigError as error:
-        return list(error.problems)
-    return []
+    problems: list[Problem] = []
+    for look in (
+        lambda: cluster.read(entry.get("kubernetes", {})),
+        lambda: pod.decide(Request("STATUS"), Entry(entry["capture"])),
+    ):
+        try:
+            look()
+        except ConfigError as error:
+            problems += error.problems
+    return problems
 
 
 def _json_object(option: str, text: str, problems: list[Problem]) -> dict[str, Any]:

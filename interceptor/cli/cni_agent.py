@@ -128,6 +128,8 @@ def _entry(path: str, problems: list[Problem]) -> Any:
     try:
         with open(path, encoding="utf-8") as file:
             return configured_entry(json.load(file))
-    except (OSError, ValueError, RecursionError, CniError) as error:
+    except OSError as error:
+        problems.append(Problem("--entry", path, error.strerror or str(error)))
+    except (ValueError, RecursionError, CniError) as error:
         problems.append(Problem("--entry", path, str(error)))
     return None

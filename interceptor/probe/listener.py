@@ -94,8 +94,9 @@ def _original(connection: socket.socket, arrival: Arrival) -> str:
 
 def _rewritten(connection: socket.socket) -> str:
     from interceptor.bpf import connect
+    from interceptor.bpf.cookie import netns_cookie_of
 
-    originals = connect.Originals(connect.netns_cookie_of(connection))
+    originals = connect.Originals(netns_cookie_of(connection))
     client, local = connection.getpeername(), connection.getsockname()
     try:
         found = originals.find(client, local)

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
-from interceptor.bpf.connect import Originals, netns_cookie_of
+from interceptor.bpf.connect import Originals
+from interceptor.bpf.cookie import netns_cookie_of
 from interceptor.bpf.syscall import BpfError
 from interceptor.errors import ProxyError
 from interceptor.proxy.netns_view import NetnsView

@@ -15,6 +15,7 @@ import pytest
 from interceptor import capture
 from interceptor.netns import entered
 from tests.cni.calling import CONTAINER, PREVIOUS, Binary, variables
+from tests.cni.conftest import STATIC
 from tests.rig.capturing import options
 from tests.rig.kernel import snapshot, written
 from tests.rig.net import Pod
@@ -249,3 +250,22 @@ def test_the_name_in_messages_is_the_pods(binary: Binary, pod: Pod) -> None:
     assert done.status == 0
     assert done.stderr.startswith("interceptor-cni: shop/web: not captured: ")
     assert CONTAINER not in done.stderr
+
+
+def test_the_static_file_says_that_it_cannot_capture_at_connect(runtime: Pod, pod: Pod) -> None:
+    binary = Binary((str(STATIC),), runtime)
+    wanted = {"outbound": "connect", "capture_cgroup": "/"}
+    before = snapshot(pod)
+    for command in ("ADD", "CHECK"):
+        done = binary.call(command, pod.path, binary.config(capture=wanted))
+        assert done.code == 101
+        assert "agentSocket" in done.object["details"]
+    assert snapshot(pod) == before
+
+
+def test_what_others_capture_at_connect_is_nothing_to_the_static_file(runtime: Pod, pod: Pod) -> None:
+    pinned = 'mount -t tmpfs none /sys/fs/bpf && mkdir -p /sys/fs/bpf/interceptor/connect-1 && exec "$0"'
+    binary = Binary(("unshare", "-m", "sh", "-c", pinned, str(STATIC)), runtime)
+    for command in ("ADD", "CHECK", "DEL"):
+        done = binary.call(command, pod.path)
+        assert (done.status, done.stderr) == (0, "")

@@ -55,6 +55,23 @@ def test_the_socket_is_roots_alone(runtime: Pod, tmp_path: Path) -> None:
         assert stat.S_IMODE((folder / "attachments").stat().st_mode) == 0o700
 
 
+def test_a_directory_that_others_use_stays_as_it_is(runtime: Pod, tmp_path: Path) -> None:
+    # --socket /run/x.sock must not close /run.
+    shared = tmp_path / "run"
+    shared.mkdir(mode=0o755)
+    (shared / "theirs").touch()
+    with agent(runtime, tmp_path) as running:
+        assert stat.S_IMODE(shared.stat().st_mode) == 0o755
+        assert stat.S_IMODE(Path(running.socket_path).stat().st_mode) == 0o600
+    shared.chmod(0o777)
+    argv = [sys.executable, "-m", "interceptor", "cni", "agent", "--http", "off", "--socket", str(shared / "cni.sock")]
+    with entered(runtime.path):
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=20)
+    assert done.returncode == 1
+    assert "give the socket its own directory" in done.stderr
+    assert stat.S_IMODE(shared.stat().st_mode) == 0o777
+
+
 def test_another_users_request_is_not_answered(runtime: Pod) -> None:
     with tempfile.TemporaryDirectory() as folder, agent(runtime, Path(folder)) as running:
         # Root opens the way: what is tested is the look at the credentials behind it.
@@ -138,7 +155,7 @@ def test_a_killed_agent_gives_right_results_or_says_try_again(runtime: Pod, tmp_
 
     def kill_and_replace() -> None:
         # Each lives longer than the one before: the first die at work, and on a busy machine some ADDs get through in the end.
-        while not over.wait(dice.uniform(0.0, 0.05 * len(agents))):
+        while not over.wait(dice.uniform(0.0, 0.05 * len(agents) ** 2)):
             agents[-1].process.kill()
             agents[-1].process.wait()
             agents.append(start(runtime, tmp_path, name=f"agent{len(agents)}"))

@@ -139,6 +139,46 @@ def test_without_the_agent_the_conflist_stays_as_it_is(root: Path) -> None:
     assert "does not listen" in " ".join(node.status(wanted).problems)
 
 
+def test_a_directory_that_cannot_be_made_is_named(root: Path) -> None:
+    (root / "file").touch()
+    with pytest.raises(InstallError, match=r"file: File exists"):
+        node.install(make(root, bin_dir=str(root / "file")))
+    assert (root / "net.d" / "10-calico.conflist").read_text() == CALICO
+
+
+def test_all_that_is_wrong_with_an_entry_is_told_at_once(root: Path) -> None:
+    argv = [
+        sys.executable,
+        "-m",
+        "interceptor",
+        "cni",
+        "install",
+        "--net-dir",
+        str(root / "net.d"),
+        "--bin-dir",
+        str(root / "bin"),
+    ]
+    argv += ["--agent-socket", "relative", "--kubernetes", '{"no": 1}', "--capture", '{"dnss": "all", "inbound": "up"}']
+    done = subprocess.run([*argv, "--binary", "/none"], capture_output=True, text=True, check=False)
+    named = ("--agent-socket", "kubernetes.no", "capture.dnss", "capture.inbound", "--binary")
+    assert (done.returncode, [name for name in named if name not in done.stderr]) == (2, [])
+
+
+def test_uninstall_leaves_the_binary_while_a_conflist_names_it(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = make(root)
+    node.install(wanted)
+    path = root / "net.d" / "10-calico.conflist"
+    ours = path.read_text()
+
+    def poked(_folder: str) -> None:
+        path.write_text(ours)  # another program writes what it has read before, each time
+
+    monkeypatch.setattr(files, "poke", poked)
+    with pytest.raises(InstallError, match="rewrites the conflist all the time"):
+        node.uninstall(wanted)
+    assert Path(wanted.binary_path).exists()
+
+
 def test_status_names_what_is_amiss(root: Path) -> None:
     wanted = make(root)
     assert len(node.status(wanted).problems) == 2

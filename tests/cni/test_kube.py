@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -74,6 +76,36 @@ def test_the_official_client_works_against_the_server(fake: FakeApi, runtime: Po
         fake.compact()
         with pytest.raises(kubernetes.client.ApiException, match="410"):
             list(kubernetes.watch.Watch().stream(core.list_pod_for_all_namespaces, resource_version=version, timeout_seconds=1))
+
+
+def test_kubectl_works_against_the_server(fake: FakeApi, runtime: Pod, tmp_path: Path) -> None:
+    def kubectl(*words: str) -> str:
+        login = ("--kubeconfig=/dev/null", f"--server={fake.url}", f"--certificate-authority={fake.ca_file}", "--token=good")
+        with entered(runtime.path):
+            done = subprocess.run(
+                ["kubectl", *login, f"--cache-dir={tmp_path}/cache", *words],
+                capture_output=True,
+                text=True,
+                check=False,
+                env={"PATH": os.environ["PATH"], "HOME": str(tmp_path)},
+                timeout=60,
+            )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    fake.pod("web")
+    fake.pod("other", node="node-2")
+    assert kubectl("get", "pods", "-A", "-o", "name").split() == ["pod/other", "pod/web"]
+    assert kubectl("get", "pods", "-n", "shop", "--field-selector", "spec.nodeName=node-1", "-o", "name").split() == ["pod/web"]
+    kubectl("-n", "shop", "annotate", "pod", "web", "interceptor.io/dns=all")
+    kubectl("-n", "shop", "label", "pod", "web", "interceptor.io/uncaptured=true")
+    found = (fake.get("pods", "shop", "web") or {})["metadata"]
+    assert (found["annotations"], found["labels"]) == ({"interceptor.io/dns": "all"}, {"interceptor.io/uncaptured": "true"})
+    kubectl("taint", "node", "node-1", "interceptor.io/not-ready:NoSchedule")
+    assert [taint["key"] for taint in (fake.get("nodes", "", "node-1") or {})["spec"]["taints"]] == ["interceptor.io/not-ready"]
+    # delete, then a watch until it is gone: list, watch and the deleted object's event.
+    assert "deleted" in kubectl("-n", "shop", "delete", "pod", "other", "--wait=true", "--timeout=30s")
+    assert kubectl("get", "pods", "-A", "-o", "name").split() == ["pod/web"]
 
 
 def test_pods_of_this_node_are_followed(fake: FakeApi, following: Pods) -> None:

@@ -60,9 +60,9 @@ def test_a_pod_that_lost_its_rules_is_healed(runtime: Pod, tmp_path: Path, pod: 
     with agent(runtime, tmp_path, *HTTP) as running:
         assert shim(running, runtime).call("ADD", pod.path).status == 0
         pod.run(*damage)
-        assert not is_captured(pod)
-        wait_until(lambda: is_captured(pod))
+        assert running.wait_for("drifted")["pod"] == CONTAINER
         assert running.wait_for("healed")["pod"] == CONTAINER
+        assert is_captured(pod)
         wait_until(lambda: 'interceptor_cni_repairs_total{result="healed"} 1' in metrics(runtime))
         assert 'interceptor_cni_pods{state="captured"} 1' in metrics(runtime)
 

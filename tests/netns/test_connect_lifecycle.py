@@ -16,7 +16,8 @@ from interceptor import capture
 from interceptor.backends import connect as backend
 from interceptor.backends import process
 from interceptor.backends.connect_pins import Held, Pins
-from interceptor.bpf import connect, links, places, special
+from interceptor.bpf import links, places, special
+from interceptor.bpf.cookie import netns_cookie
 from interceptor.bpf.maps import HASH, MapDefinition, create_map
 from interceptor.bpf.syscall import object_info
 from interceptor.errors import BackendError, ConfigError, InterceptorError, Unsupported
@@ -46,7 +47,7 @@ class Place:
 
     def pins(self) -> Pins:
         with entered(self.w.pod.path):
-            return Pins(connect.netns_cookie())
+            return Pins(netns_cookie())
 
     def programs(self) -> int:
         """How many programs run for this process's cgroup and the one above."""
@@ -263,7 +264,7 @@ def test_pins_of_a_cgroup_that_is_gone_are_swept_away(place: Place) -> None:
     os.mkdir(gone)
     with capturing(place.w.guest, **place.texts(capture_cgroup=f"{place.cgroup.partition('/')[0]}/gone")):
         with entered(place.w.guest.path):
-            pins = Pins(connect.netns_cookie())
+            pins = Pins(netns_cookie())
         os.rmdir(gone)
         wait_until(lambda: not any(pins.cgroup_ids().values()), "the kernel lets go of the cgroup")
         with capturing(place.w.pod, **place.texts()):

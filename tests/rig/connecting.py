@@ -13,6 +13,7 @@ from pathlib import Path
 
 from interceptor.backends import cgroups
 from interceptor.bpf import connect, links, places
+from interceptor.bpf.cookie import netns_cookie_of
 from interceptor.bpf.programs import SECTIONS
 from interceptor.bpf.syscall import BpfError, Buffer, checked, raw_bpf
 from tests.rig.crashing import BPFFS
@@ -78,7 +79,7 @@ _opened: dict[tuple[int, int], connect.Originals] = {}
 def original_of(connection: socket.socket) -> str | None:
     """Where a connection was going before it was rewritten; None when it was not."""
     try:
-        cookie = connect.netns_cookie_of(connection)
+        cookie = netns_cookie_of(connection)
     except BpfError:
         return None  # before Linux 5.14, where nothing is captured at connect()
     with suppress(OSError, BpfError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,9 +13,9 @@ FORBIDDEN |= {"rich", "sqlite3", "ssl", "tempfile", "urllib.request", "xml", "ya
 THIRD_PARTY = {"click"}
 
 
-def modules_after(code: str) -> set[str]:
+def modules_after(code: str, *options: str) -> set[str]:
     printing = f"import sys\nbefore = set(sys.modules)\n{code}\nprint(*(set(sys.modules) - before), file=sys.stderr)"
-    run = subprocess.run([sys.executable, "-c", printing], capture_output=True, text=True, check=True)
+    run = subprocess.run([sys.executable, *options, "-c", printing], capture_output=True, text=True, check=True)
     return set(run.stderr.split())
 
 
@@ -57,3 +58,11 @@ settings = ProxySettings(
 Proxy(settings, open_listeners(settings), print)
 """
     assert {name for name in modules_after(code) if name in ("dns.message", "dns.update")} == expected
+
+
+def test_what_hands_a_request_to_the_agent_imports_only_what_is_built_in() -> None:
+    # "-S": site imports os, and with it what counts here.
+    code = f"sys.path.append({str(Path(__file__).parents[2])!r})\nfrom cni import main, shim"
+    found = {name for name in modules_after(code, "-IS") if name not in sys.builtin_module_names}
+
+    assert found == {"__future__", "cni", "cni.main", "cni.shim", "cni.wire"}
