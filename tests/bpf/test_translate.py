@@ -125,7 +125,11 @@ def test_a_segment_is_translated_and_its_checksums_hold(
 
 
 def run(attached: Attached, frame: bytes) -> tuple[int, bytes]:
-    return programs.test_run(attached.loaded.programs["loopback"], frame)
+    """Summed by nobody, and by the device, whose sum (CHECKSUM_COMPLETE) must be that of what comes out."""
+    program = attached.loaded.programs["loopback"]
+    plain = programs.test_run(program, frame)
+    assert programs.test_run(program, frame, programs.TEST_CHECKSUM_COMPLETE) == plain
+    return plain
 
 
 def same_but_for_zero_sum(got: bytes, wanted: bytes, at: int) -> bool:
@@ -152,3 +156,34 @@ def test_what_cannot_be_translated_passes_untouched(attached: Attached, what: st
         frame = frame[:14] + b"\x46" + frame[15:34] + NOP * 4 + frame[34:]
     verdict, got = run(attached, frame)
     assert (verdict, got) == (UNTOUCHED, frame)
+
+
+ROUTERS = {"v4": "10.7.7.7", "v6": "fd00:7::7"}
+
+
+def quoting(family: str, receiver: str, quoted: bytes) -> bytes:
+    """An Ethernet frame: a router tells `receiver` that a frame of its own, `quoted`, was too big."""
+    kind = socket.AF_INET if family == "v4" else socket.AF_INET6
+    ends = socket.inet_pton(kind, ROUTERS[family]) + socket.inet_pton(kind, receiver)
+    icmp = struct.pack("!BBHI", *((3, 4) if family == "v4" else (2, 0)), 0, 1300) + quoted[14:]
+    pseudo = b"" if family == "v4" else ends + struct.pack("!IxxxB", len(icmp), 58)
+    icmp = icmp[:2] + struct.pack("!H", checksum(pseudo + icmp)) + icmp[4:]
+    if family == "v6":
+        return bytes(12) + b"\x86\xdd" + struct.pack("!IHBB", 6 << 28, len(icmp), 58, 64) + ends + icmp
+    ip = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(icmp), 1, 0x4000, 64, 1, 0) + ends
+    return bytes(12) + b"\x08\x00" + ip[:10] + struct.pack("!H", checksum(ip)) + ip[12:] + icmp
+
+
+@pytest.mark.parametrize("family", list(ADDRESSES))
+@given(seq=NUMBER, payload=st.binary(max_size=32))
+def test_an_error_is_translated_and_its_checksums_hold(attached: Attached, family: str, seq: int, payload: bytes) -> None:
+    source, destination, new_source, new_destination = ADDRESSES[family]
+    segment = Segment(seq, 5, 0x10, 6, b"", payload)
+    verdict, got = run(attached, quoting(family, destination[0], packed(family, destination, source, segment)))
+    assert verdict == REDIRECTED
+    # The quoted TCP checksum is nobody's to check, and stays.
+    was = packed(family, destination, source, segment)
+    told = packed(family, new_destination, new_source, replace(segment, seq=(seq + ACK_DELTA) % TWO_32))
+    at = len(told) - len(payload) - 4
+    told = told[:at] + was[at : at + 2] + told[at + 2 :]
+    assert same_but_for_zero_sum(got, quoting(family, new_destination[0], told), 36 if family == "v4" else 56)
