@@ -167,11 +167,16 @@ def rough(where: str, device: str) -> Iterator[None]:
         run("ip", "-n", where, "link", "set", device, "gso_max_segs", "65535")
 
 
-def out_of_order(where: str) -> int:
-    """How many segments the TCP of `where` has kept for later because others were missing (TCPOFOQueue)."""
+def tcp_extended(where: str, group: str = "TcpExt") -> dict[str, int]:
+    """The kernel's counters of a group in /proc/net/netstat of `where`."""
     with netns.entered(f"/run/netns/{where}"), open("/proc/thread-self/net/netstat", encoding="ascii") as file:
-        names, values = (line.split() for line in file if line.startswith("TcpExt:"))
-    return int(dict(zip(names, values, strict=True))["TCPOFOQueue"])
+        names, values = (line.split()[1:] for line in file if line.startswith(f"{group}:"))
+    return {name: int(value) for name, value in zip(names, values, strict=True)}
+
+
+def out_of_order(where: str) -> int:
+    """How many segments the TCP of `where` has kept for later because others were missing."""
+    return tcp_extended(where)["TCPOFOQueue"]
 
 
 def _index(where: str, device: str) -> int:

@@ -173,40 +173,6 @@ def test_a_server_that_refuses_is_a_reset(world: Pods) -> None:
     assert flow["reason"] == "connect_failed"
 
 
-# Sysctl of the far side, and why its connections cannot be spliced: None where they can.
-PECULIAR = {
-    "no_timestamps": ("net.ipv4.tcp_timestamps", "0", "timestamps"),
-    "no_sack": ("net.ipv4.tcp_sack", "0", None),
-    "no_scaling": ("net.ipv4.tcp_window_scaling", "0", None),
-}
-
-
-@pytest.mark.parametrize("name", PECULIAR)
-def test_a_peculiar_server_is_spliced_or_relayed_and_counted(world: Pods, name: str) -> None:
-    sysctl, value, reason = PECULIAR[name]
-    before = run("ip", "netns", "exec", world.far, "sysctl", "-n", sysctl).strip()
-    run("ip", "netns", "exec", world.far, "sysctl", "-w", f"{sysctl}={value}")
-    try:
-        with splicing(world, "v4") as running:
-            converse_through(world, running, "v4", "outbound", COUNT)
-    finally:
-        run("ip", "netns", "exec", world.far, "sysctl", "-w", f"{sysctl}={before}")
-    assert relays(running) == {"splice" if reason else "packet"}
-    assert running.counters.get("relay_fallbacks", {}) == ({reason: COUNT} if reason else {})
-
-
-def test_no_timestamps_on_either_side_is_spliced(world: Pods) -> None:
-    for where in (world.pod, world.far):
-        run("ip", "netns", "exec", where, "sysctl", "-w", "net.ipv4.tcp_timestamps=0")
-    try:
-        with splicing(world, "v4") as running:
-            converse_through(world, running, "v4", "outbound", COUNT)
-    finally:
-        for where in (world.pod, world.far):
-            run("ip", "netns", "exec", where, "sysctl", "-w", "net.ipv4.tcp_timestamps=1")
-    assert relays(running) == {"packet"}
-
-
 def test_a_server_that_takes_small_segments_alone_is_relayed(world: Pods) -> None:
     run("ip", "-n", world.far, "route", "add", V4["pod"], "dev", "eth0", "advmss", "900")
     try:
