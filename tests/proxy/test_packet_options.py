@@ -12,7 +12,7 @@ import pytest
 from interceptor import netns
 from tests.proxy.conversations import converse, read_all, read_exactly
 from tests.proxy.packet_world import rough, tcp_extended, until
-from tests.proxy.pods import DEADLINE_S, V4, V6, Pods, ProxyProcess, family, listen, pods, run
+from tests.proxy.pods import DEADLINE_S, V4, V6, Pods, ProxyProcess, family, listen, pods
 from tests.proxy.test_packet import PORT, converse_through, relays, splicing
 
 pytestmark = pytest.mark.netns
