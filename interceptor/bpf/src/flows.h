@@ -120,6 +120,18 @@ struct path {
 	u8 has_timestamps, is_closing, from_loopback, pad;
 };
 
+/* A fragmented segment, by what its fragments have in common (RFC 791); what of it the fragments behind the first lack. */
+struct fragment_key {
+	u32 src, dst;
+	u16 id, pad;
+};
+struct fragmented {
+	struct tuple tuple;
+	u32 seq, ack;
+	u16 header;
+	u8 flags, pad;
+};
+
 /* To user space: a flow has ended. */
 struct event {
 	u64 flow;
@@ -133,8 +145,9 @@ MAP(accepted, LRU_HASH, 8, sizeof(struct accepted), 65536);
 MAP(flows, HASH, 8, sizeof(struct flow), 65536);
 MAP(paths, HASH, sizeof(struct tuple), sizeof(struct path), 131072);
 MAP(silent, HASH, 8, 8, 65536);	/* cookie of A, or of who keeps B's port -> flow, once armed */
+MAP(fragments, LRU_HASH, sizeof(struct fragment_key), sizeof(struct fragmented), 4096);
 /* Programs on their own, so that the verifier has less to follow at once: user space puts them here. */
-enum { UNUSUAL = 0 };
+enum { UNUSUAL = 0, STRANGE = 1, ARRIVAL_AGAIN = 2, LOOPBACK_AGAIN = 3 };
 MAP(tails, PROG_ARRAY, 4, 4, 4);
 MAP(rings, ARRAY_OF_MAPS, 4, 4, 64); /* worker -> its ring buffer */
 

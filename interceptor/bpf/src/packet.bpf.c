@@ -4,7 +4,7 @@
  * sees what the proxy's own sockets send: at the egress of every device and of lo. flows.h has the words.
  */
 #include "window.h"
-#include "ending.h"
+#include "strange.h"
 #include "icmp.h"
 
 #define NEXT TC_ACT_UNSPEC /* let the next program at this hook decide, and then the stack */
@@ -189,12 +189,20 @@ INLINE int from_proxy(struct __sk_buff *skb, struct packet *packet, const int fa
 	return client ? from_accepted(skb, packet, client, family) : NEXT;
 }
 
+/* Not TCP, or not as we read it. */
+INLINE int on_other(struct __sk_buff *skb, const int family)
+{
+	if (is_strange(skb, family))
+		bpf_tail_call(skb, &tails, STRANGE);
+	return on_error_message(skb, family);
+}
+
 INLINE int on_arrival(struct __sk_buff *skb, const int family)
 {
 	struct packet packet;
 
 	if (read_packet(skb, &packet, family))
-		return on_error_message(skb, family);
+		return on_other(skb, family);
 	return from_peer(skb, &packet, family);
 }
 
@@ -214,7 +222,7 @@ INLINE int on_loopback(struct __sk_buff *skb, const int family)
 	int verdict;
 
 	if (read_packet(skb, &packet, family))
-		return on_error_message(skb, family);
+		return on_other(skb, family);
 	verdict = from_proxy(skb, &packet, family);
 	return verdict == NEXT ? from_peer(skb, &packet, family) : verdict;
 }
@@ -233,5 +241,6 @@ PROGRAM("tcx/ingress", arrival, on_arrival)
 PROGRAM("tcx/egress", departure, on_departure)
 PROGRAM("tcx/egress", loopback, on_loopback)
 PROGRAM("tcx/ingress", unusual, on_unusual) /* by tail call, from both hooks */
+PROGRAM("tcx/ingress", strange, on_strange)
 
 const char source_hash[] SEC("source") = SOURCE_HASH;
