@@ -81,7 +81,7 @@ def attached() -> Iterator[Attached]:
             key, to = layout.pack_tuple(source, destination), layout.pack_tuple(new_source, new_destination)
             deltas = (SEQ_DELTA, ACK_DELTA, CLOCK_DELTA, ECHO_DELTA)
             # flow, seen, bytes, to, base, acked, deltas, clock, mark, ifindex, scales 7 -> 3, UP, ACTIVE, timestamps, from lo
-            made.maps["paths"].update(key, layout.PATH.pack(1, 0, 0, to, BASE, 0, *deltas, 0, 0, 1, 7, 3, 0, 1, 1, 0, 1))
+            made.maps["paths"].update(key, layout.PATH.pack(1, 0, 0, 0, to, BASE, 0, *deltas, 0, 0, 1, 7, 3, 0, 1, 1, 0, 1))
         yield made
         made.close()
 
@@ -221,7 +221,7 @@ def test_fragments_are_those_of_the_translated_segment(attached: Attached, optio
 def test_the_last_fragment_tells_how_long_a_segment_was(attached: Attached) -> None:
     source, destination, *_ = ADDRESSES["v4"]
     flow = layout.COOKIE.pack(1)
-    client = layout.Client(0, layout.pack_tuple(source, destination), 0, 0, 0)
+    client = layout.Client(0, 0, 0, 0)
     attached.maps["flows"].update(flow, layout.pack_flow(client, layout.Asked.HELD, 0))
     key = layout.pack_tuple(source, destination)
     path = bytearray(attached.maps["paths"].lookup(key) or b"")
