@@ -17,16 +17,24 @@ Counters = Mapping[str, int]
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """Connections during a run, begun and accepted in each namespace; `own` is how many the proxy says it accepted."""
+    """Connections during a run, begun and accepted in each namespace; `own` is how many the proxy says it accepted.
+
+    `served`: how many the server accepted, where it counts them. far_passive may be more: when two acknowledgements of one
+    handshake meet on two CPUs, tcp_check_req() makes two sockets of it, counts both and keeps one. Packet splice has them
+    meet: B's own, and the client's first bytes.
+    """
 
     pod_active: int
     pod_passive: int
     far_active: int
     far_passive: int
     own: int | None = None
+    served: int | None = None
 
     @staticmethod
-    def between(before: Mapping[str, Counters], after: Mapping[str, Counters], own: int | None) -> Counted:
+    def between(
+        before: Mapping[str, Counters], after: Mapping[str, Counters], own: int | None, served: int | None = None
+    ) -> Counted:
         """The differences of two readings of {"pod": ..., "far": ...}."""
 
         def grown(role: str, name: str) -> int:
@@ -38,6 +46,7 @@ class Counted:
             grown("far", "ActiveOpens"),
             grown("far", "PassiveOpens"),
             own,
+            served,
         )
 
 
@@ -47,7 +56,7 @@ def complaint(counted: Counted, direction: Direction, *, proxied: bool, slack: i
     `slack`: connections that may have been under way, half open, when the load ended.
     """
     if direction == "outbound":
-        captured, reached = counted.pod_passive, counted.far_passive
+        captured, reached = counted.pod_passive, counted.served or counted.far_passive
     else:
         # Proxy and server share the pod: what is accepted beyond one a client was accepted twice, by both.
         reached = counted.far_active

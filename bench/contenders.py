@@ -132,7 +132,8 @@ def offered(text: str, option: str, value: str) -> bool:
     if found is None:
         return False
     choices = found.group(1).strip("[]").split("|")
-    return len(choices) < 2 or value in choices
+    # N in N|auto stands for any.
+    return len(choices) < 2 or value in choices or any(choice.isupper() for choice in choices)
 
 
 @cache

@@ -1,4 +1,4 @@
-"""What the load generators print, as numbers. No I/O."""
+"""What the load generators and the server print, as numbers. No I/O."""
 
 from __future__ import annotations
 
@@ -58,3 +58,11 @@ def iperf3(text: str) -> Transfer:
         raise ValueError(f"iperf3: {document['error']}")
     received = document["end"]["sum_received"]
     return Transfer(int(received["bytes"]), float(received["seconds"]))
+
+
+def nginx_accepted(text: str) -> int:
+    """Connections accepted so far, from an answer of nginx's stub_status. Raises ValueError when it is not that."""
+    found = re.search(r"^server accepts handled requests\s+(\d+) ", text, re.MULTILINE)
+    if found is None:
+        raise ValueError(f"not an answer of stub_status: {text[:300]!r}")
+    return int(found.group(1))

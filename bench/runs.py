@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from bench import accounting, audit
+from bench import accounting, audit, generators
 from bench.contenders import Contender, running, unserved, which
 from bench.measures import Measure
 from bench.stage import HTTP_PORTS, Discarded, Pins, Stage
@@ -18,6 +19,8 @@ from bench.world import Failed, Path, World, start, tcp_counters
 QUIET_LOOK_S = 0.3
 # Connections that were still being made when a load generator stopped, beside those that it held.
 STRAY_CONNECTIONS = 8
+COUNT_SOCKET = "served.sock"
+ASK_DEADLINE_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +96,10 @@ def _round(world: World, section: Section, measure: Measure, number: int, settin
 
 @contextmanager
 def serving(world: World, path: Path, workdir: str, pins: Pins) -> Iterator[None]:
-    """nginx where the path's server is: answers every request with two bytes, keeps connections for ever."""
+    """nginx where the path's server is: answers every request with two bytes, keeps connections for ever.
+
+    It says how many it has accepted on a socket in `workdir`: see `served`.
+    """
     config = os.path.join(workdir, f"nginx-{path}.conf")
     with open(config, "w", encoding="ascii") as file:
         file.write(_nginx_config(workdir, _threads()))
@@ -112,13 +118,24 @@ def _nginx_config(workdir: str, workers: int) -> str:
         f"  {name}_temp_path {workdir}/nginx-{name};\n" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
     listen = "".join(f"    listen {port} backlog=65535;\n    listen [::]:{port} backlog=65535;\n" for port in HTTP_PORTS)
+    count = f"  server {{\n    listen unix:{workdir}/{COUNT_SOCKET};\n    location / {{\n      stub_status;\n    }}\n  }}\n"
     return (
         f"user root;\ndaemon off;\nworker_processes {workers};\npid {workdir}/nginx.pid;\n"
         "events {\n  worker_connections 15000;\n  multi_accept on;\n}\n"
         f"http {{\n{temporary}  access_log off;\n  keepalive_timeout 3600s;\n  keepalive_requests 1000000000;\n"
         f"  server {{\n{listen}"
-        "    location / {\n      default_type text/plain;\n      return 200 'ok';\n    }\n  }\n}\n"
+        "    location / {\n      default_type text/plain;\n      return 200 'ok';\n    }\n  }\n"
+        f"{count}}}\n"
     )
+
+
+def served(workdir: str) -> int:
+    """How many connections nginx has accepted so far, this question's included."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(ASK_DEADLINE_S)
+        sock.connect(os.path.join(workdir, COUNT_SOCKET))
+        sock.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        return generators.nginx_accepted(b"".join(iter(lambda: sock.recv(4096), b"")).decode())
 
 
 def _threads() -> int:
@@ -156,13 +173,16 @@ def _one(world: World, section: Section, measure: Measure, contender: Contender,
     world.forget_connections()
     with running(world, contender, settings.workdir, settings.pins.proxy) as proxy:
         before = {role: tcp_counters(world.named(role)) for role in ("pod", "far")}
+        before_served = served(settings.workdir)
         seconds = settings.seconds * (3 if measure.long else 1)
         stage = Stage(world, path, seconds, proxy.client_uid, settings.pins, proxy.pids, _threads(), proxy.client_cgroup)
         result = measure.run(stage)
-        after = {role: tcp_counters(world.named(role)) for role in ("pod", "far")}
+        # The other way round: what reaches the server meanwhile was captured before.
+        reached = served(settings.workdir) - before_served - 1
+        after = {role: tcp_counters(world.named(role)) for role in ("far", "pod")}
         if proxy.pids != stage.proxy_pids:
             raise Discarded("the proxy began or ended processes meanwhile: its CPU time is not known")
-    counted = audit.Counted.between(before, after, proxy.accepted)
+    counted = audit.Counted.between(before, after, proxy.accepted, reached)
     slack = stage.concurrency + STRAY_CONNECTIONS
     if wrong := audit.complaint(counted, path.direction, proxied=contender.kind != "none", slack=slack):
         raise Discarded(wrong)

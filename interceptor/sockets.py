@@ -86,10 +86,15 @@ def address(sockaddr: SockAddr) -> Address:
 
 
 def normal(sockaddr: SockAddr) -> SockAddr:
-    """`sockaddr` in normal form: what `address` does, without leaving the socket module's own words."""
-    if len(sockaddr) == 4 and sockaddr[0].startswith(V4_MAPPED) and "." in sockaddr[0]:
-        return (sockaddr[0][len(V4_MAPPED) :], sockaddr[1])
-    return sockaddr
+    """`sockaddr` in normal form: what `address` does, without leaving the socket module's own words.
+
+    Equal addresses are one string: thousands of waiting connections have few.
+    """
+    if len(sockaddr) == 2:
+        return (sys.intern(sockaddr[0]), sockaddr[1])
+    if sockaddr[0].startswith(V4_MAPPED) and "." in sockaddr[0]:
+        return (sys.intern(sockaddr[0][len(V4_MAPPED) :]), sockaddr[1])
+    return (sys.intern(sockaddr[0]), *sockaddr[1:])
 
 
 def sockaddr_text(sockaddr: SockAddr) -> str:

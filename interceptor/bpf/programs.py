@@ -67,6 +67,7 @@ LOG_SIZE = 4 << 20
 LOG_SHOWN = 4000
 ATTR_SIZE = 128  # up to and past expected_attach_type; the rest is zero
 # The verifier is interrupted by signals and says EAGAIN; libbpf tries five times as well.
+TEST_CHECKSUM_COMPLETE = 1 << 2  # BPF_F_TEST_SKB_CHECKSUM_COMPLETE, linux/bpf.h
 LOAD_ATTEMPTS = 5
 
 
@@ -211,13 +212,16 @@ def _prog_load(
     return bpf(PROG_LOAD, attr)
 
 
-def test_run(program: Program, packet: bytes) -> tuple[int, bytes]:
-    """Run a tcx program over `packet` without a network (BPF_PROG_TEST_RUN): its verdict and the packet as it left it."""
+def test_run(program: Program, packet: bytes, flags: int = 0) -> tuple[int, bytes]:
+    """Run a tcx program over `packet` without a network (BPF_PROG_TEST_RUN): its verdict and the packet as it left it.
+
+    flags: TEST_CHECKSUM_COMPLETE (Linux 6.13) raises OSError with EBADMSG when the sum that a device made of the whole packet
+    is not that of the packet any more.
+    """
     given, got = Buffer(packet), Buffer(len(packet) + 256)
-    # struct: prog_fd, retval, data_size_in, data_size_out, data_in, data_out, repeat, duration
-    attr = Buffer(
-        struct.pack("=IIIIQQII", program.descriptor, 0, given.size, got.size, given.address, got.address, 1, 0).ljust(80, b"\0")
-    )
+    # struct: prog_fd, retval, data_size_in, data_size_out, data_in, data_out, repeat, duration, the context's four, flags
+    buffers = (given.size, got.size, given.address, got.address)
+    attr = Buffer(struct.pack("=IIIIQQII24xI", program.descriptor, 0, *buffers, 1, 0, flags).ljust(80, b"\0"))
     checked(raw_bpf()(PROG_TEST_RUN, attr.address, attr.size))
     verdict, _, size = struct.unpack_from("=III", attr.content, 4)
     return verdict, got.content[:size]

@@ -206,7 +206,7 @@ class Connection:
         elif not events & EPOLLOUT:
             return
         if not number:
-            self._upstream_local = upstream.getsockname()
+            self._upstream_local = normal(upstream.getsockname())
             if self._upstream_local == self.original_dst:
                 # TCP's simultaneous open lets a socket connect to itself when its port was picked as its own destination.
                 number = errno.ECONNREFUSED

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from functools import lru_cache
 from socket import SOL_IP, SocketType, inet_ntoa
 
 from interceptor.bpf.connect import Originals
@@ -83,7 +84,12 @@ def _redirected_v4(sock: SocketType) -> SockAddr:
         raw = sock.getsockopt(SOL_IP, SO_ORIGINAL_DST, SOCKADDR_IN_SIZE)
     except OSError as error:
         raise _explained(sock, error) from error
-    return (inet_ntoa(raw[4:8]), raw[2] << 8 | raw[3])
+    return _sockaddr_in(raw[2:8])
+
+
+@lru_cache(1024)  # connections go to few places: most are one object
+def _sockaddr_in(raw: bytes) -> SockAddr:
+    return (inet_ntoa(raw[2:6]), raw[0] << 8 | raw[1])
 
 
 def _redirected_v6(sock: SocketType) -> SockAddr:

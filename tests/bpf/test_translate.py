@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import socket
 import struct
 from collections.abc import Iterator
@@ -80,7 +81,7 @@ def attached() -> Iterator[Attached]:
             key, to = layout.pack_tuple(source, destination), layout.pack_tuple(new_source, new_destination)
             deltas = (SEQ_DELTA, ACK_DELTA, CLOCK_DELTA, ECHO_DELTA)
             # flow, seen, bytes, to, base, acked, deltas, clock, mark, ifindex, scales 7 -> 3, UP, ACTIVE, timestamps, from lo
-            made.maps["paths"].update(key, layout.PATH.pack(1, 0, 0, to, BASE, 0, *deltas, 0, 0, 1, 7, 3, 0, 1, 1, 0, 1))
+            made.maps["paths"].update(key, layout.PATH.pack(1, 0, 0, 0, to, BASE, 0, *deltas, 0, 0, 1, 7, 3, 0, 1, 1, 0, 1))
         yield made
         made.close()
 
@@ -125,7 +126,11 @@ def test_a_segment_is_translated_and_its_checksums_hold(
 
 
 def run(attached: Attached, frame: bytes) -> tuple[int, bytes]:
-    return programs.test_run(attached.loaded.programs["loopback"], frame)
+    """Summed by nobody, and by the device, whose sum (CHECKSUM_COMPLETE) must be that of what comes out."""
+    program = attached.loaded.programs["loopback"]
+    plain = programs.test_run(program, frame)
+    assert programs.test_run(program, frame, programs.TEST_CHECKSUM_COMPLETE) == plain
+    return plain
 
 
 def same_but_for_zero_sum(got: bytes, wanted: bytes, at: int) -> bool:
@@ -142,13 +147,143 @@ def test_what_is_not_of_a_flow_passes_untouched(attached: Attached, family: str)
     assert (verdict, got) == (UNTOUCHED, frame)
 
 
-@pytest.mark.parametrize("what", ["fragment", "ip_options"])
-def test_what_cannot_be_translated_passes_untouched(attached: Attached, what: str) -> None:
+PLAIN = Segment(1, 2, 0x18, 3, b"", bytes(range(200)))
+MOVED = replace(PLAIN, seq=1 + SEQ_DELTA, ack=2 + ACK_DELTA, window=3 << 7 >> 3)
+IP_OPTIONS = {"nops": NOP * 4, "record_route": b"\x07\x27\x04" + bytes(36) + b"\0"}
+PADDING = b"\x01\x04" + bytes(4)
+# Header kinds in the order they come, RFC 8200 4.1: hop by hop, routing (type 4, no segment left), destination.
+EXTENSIONS = {"hop": (0,), "destination": (60,), "three": (0, 43, 60)}
+
+
+def with_ip_header(frame: bytes, first: int, options: bytes, fragment: int, payload: bytes) -> bytes:
+    """An IPv4 frame with another beginning of its header, other options, flags and offset, and payload; checksum right."""
+    size = 20 + len(options) + len(payload)
+    head = bytes([first]) + frame[15:16] + struct.pack("!H", size) + frame[18:20] + struct.pack("!H", fragment) + frame[22:24]
+    head += b"\0\0" + frame[26:34] + options
+    return frame[:14] + head[:10] + struct.pack("!H", checksum(head)) + head[12:] + payload
+
+
+def with_extensions(frame: bytes, kinds: tuple[int, ...]) -> bytes:
+    """An IPv6 frame with extension headers."""
+    headers = b"".join(
+        bytes([following, 0]) + (b"\x04" + bytes(5) if kind == 43 else PADDING)
+        for kind, following in zip(kinds, (*kinds[1:], 6), strict=True)
+    )
+    size = struct.unpack_from("!H", frame, 18)[0] + len(headers)
+    return frame[:18] + struct.pack("!HB", size, kinds[0]) + frame[21:54] + headers + frame[54:]
+
+
+@pytest.mark.parametrize("name", list(IP_OPTIONS))
+def test_ip_options_are_left_behind(attached: Attached, name: str) -> None:
+    source, destination, new_source, new_destination = ADDRESSES["v4"]
+    frame = packed("v4", source, destination, PLAIN)
+    options = IP_OPTIONS[name]
+    verdict, got = run(attached, with_ip_header(frame, 0x45 + len(options) // 4, options, 0x4000, frame[34:]))
+    assert (verdict, got) == (REDIRECTED, packed("v4", new_source, new_destination, MOVED))
+
+
+@pytest.mark.parametrize("name", list(EXTENSIONS))
+def test_extension_headers_are_left_behind(attached: Attached, name: str) -> None:
+    source, destination, new_source, new_destination = ADDRESSES["v6"]
+    verdict, got = run(attached, with_extensions(packed("v6", source, destination, PLAIN), EXTENSIONS[name]))
+    assert (verdict, got) == (REDIRECTED, packed("v6", new_source, new_destination, MOVED))
+
+
+MORE = 0x2000
+
+
+def fragments(frame: bytes, *cuts: int) -> list[bytes]:
+    """An IPv4 frame in pieces; `cuts` are where, in the IP payload, multiples of 8."""
+    payload, bounds = frame[34:], (0, *cuts, len(frame) - 34)
+    return [
+        with_ip_header(frame, 0x45, b"", (MORE if to < len(payload) else 0) | at // 8, payload[at:to])
+        for at, to in itertools.pairwise(bounds)
+    ]
+
+
+@pytest.mark.parametrize("options", ["none", "usual", "usual_sack", "odd_sack"])
+def test_fragments_are_those_of_the_translated_segment(attached: Attached, options: str) -> None:
+    source, destination, new_source, new_destination = ADDRESSES["v4"]
+    given_segment = replace(PLAIN, options=LAYOUTS[options](timestamps(5, 6), sack(7, 8, 9, 10)))
+    shift = [(7 + ACK_DELTA) % TWO_32, (8 + ACK_DELTA) % TWO_32, (9 + ACK_DELTA) % TWO_32, (10 + ACK_DELTA) % TWO_32]
+    clocks = timestamps(5 + CLOCK_DELTA, (6 + ECHO_DELTA) % TWO_32)
+    wanted = replace(MOVED, options=LAYOUTS[options](clocks, sack(*shift)))
+    for given_piece, wanted_piece in zip(
+        fragments(packed("v4", source, destination, given_segment), 72, 144),
+        fragments(packed("v4", new_source, new_destination, wanted), 72, 144),
+        strict=True,
+    ):
+        verdict, got = run(attached, given_piece)
+        assert verdict == REDIRECTED
+        assert same_but_for_zero_sum(got, wanted_piece, 50)
+
+
+def test_the_last_fragment_tells_how_long_a_segment_was(attached: Attached) -> None:
     source, destination, *_ = ADDRESSES["v4"]
-    frame = packed("v4", source, destination, Segment(1, 2, 0x10, 3, b"", b"hello"))
-    if what == "fragment":
-        frame = frame[:20] + b"\x20\x00" + frame[22:]
-    else:
-        frame = frame[:14] + b"\x46" + frame[15:34] + NOP * 4 + frame[34:]
-    verdict, got = run(attached, frame)
-    assert (verdict, got) == (UNTOUCHED, frame)
+    flow = layout.COOKIE.pack(1)
+    client = layout.Client(0, 0, 0, 0)
+    attached.maps["flows"].update(flow, layout.pack_flow(client, layout.Asked.HELD, 0))
+    key = layout.pack_tuple(source, destination)
+    path = bytearray(attached.maps["paths"].lookup(key) or b"")
+    path[16:24] = bytes(8)  # as if nothing had been sent
+    attached.maps["paths"].update(key, bytes(path))
+    first, last = fragments(packed("v4", source, destination, replace(PLAIN, seq=BASE, flags=0x11)), 80)
+    run(attached, first)
+    assert sent(attached, key) == 60
+    assert layout.unpack_flow(attached.maps["flows"].lookup(flow) or b"").ends == 0
+    run(attached, last)
+    assert sent(attached, key) == 201  # a FIN counts as one
+    assert layout.unpack_flow(attached.maps["flows"].lookup(flow) or b"").ends == layout.Ends.UP_FIN
+
+
+def sent(attached: Attached, key: bytes) -> int:
+    return layout.unpack_path(attached.maps["paths"].lookup(key) or b"").sent
+
+
+def test_a_fragment_before_its_first_passes_untouched(attached: Attached) -> None:
+    source, destination, *_ = ADDRESSES["v4"]
+    frame = packed("v4", source, destination, PLAIN)
+    early = fragments(frame[:18] + b"\x77\x77" + frame[20:], 80)[1]
+    assert run(attached, early) == (UNTOUCHED, early)
+
+
+def test_fragments_with_options_and_those_of_ipv6_pass_untouched(attached: Attached) -> None:
+    source, destination, *_ = ADDRESSES["v4"]
+    frame = packed("v4", source, destination, PLAIN)
+    odd = with_ip_header(frame, 0x46, NOP * 4, MORE, frame[34:])
+    assert run(attached, odd) == (UNTOUCHED, odd)
+    source, destination, *_ = ADDRESSES["v6"]
+    frame = packed("v6", source, destination, PLAIN)
+    whole = frame[:18] + struct.pack("!HB", len(frame) - 46, 44) + frame[21:54] + bytes([6, 0, 0, 0]) + bytes(4) + frame[54:]
+    assert run(attached, whole) == (UNTOUCHED, whole)
+
+
+ROUTERS = {"v4": "10.7.7.7", "v6": "fd00:7::7"}
+
+
+def quoting(family: str, receiver: str, quoted: bytes) -> bytes:
+    """An Ethernet frame: a router tells `receiver` that a frame of its own, `quoted`, was too big."""
+    kind = socket.AF_INET if family == "v4" else socket.AF_INET6
+    ends = socket.inet_pton(kind, ROUTERS[family]) + socket.inet_pton(kind, receiver)
+    icmp = struct.pack("!BBHI", *((3, 4) if family == "v4" else (2, 0)), 0, 1300) + quoted[14:]
+    pseudo = b"" if family == "v4" else ends + struct.pack("!IxxxB", len(icmp), 58)
+    icmp = icmp[:2] + struct.pack("!H", checksum(pseudo + icmp)) + icmp[4:]
+    if family == "v6":
+        return bytes(12) + b"\x86\xdd" + struct.pack("!IHBB", 6 << 28, len(icmp), 58, 64) + ends + icmp
+    ip = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(icmp), 1, 0x4000, 64, 1, 0) + ends
+    return bytes(12) + b"\x08\x00" + ip[:10] + struct.pack("!H", checksum(ip)) + ip[12:] + icmp
+
+
+@pytest.mark.parametrize("family", list(ADDRESSES))
+@given(seq=NUMBER, payload=st.binary(max_size=32))
+def test_an_error_is_translated_and_its_checksums_hold(attached: Attached, family: str, seq: int, payload: bytes) -> None:
+    source, destination, new_source, new_destination = ADDRESSES[family]
+    segment = Segment(seq, 5, 0x10, 6, b"", payload)
+    verdict, got = run(attached, quoting(family, destination[0], packed(family, destination, source, segment)))
+    assert verdict == REDIRECTED
+    # The quoted TCP checksum is nobody's to check, and stays.
+    was = packed(family, destination, source, segment)
+    told = packed(family, new_destination, new_source, replace(segment, seq=(seq + ACK_DELTA) % TWO_32))
+    at = len(told) - len(payload) - 4
+    told = told[:at] + was[at : at + 2] + told[at + 2 :]
+    assert same_but_for_zero_sum(got, quoting(family, new_destination[0], told), 36 if family == "v4" else 56)

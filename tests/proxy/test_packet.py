@@ -18,7 +18,7 @@ from interceptor.bpf import links
 from interceptor.config import Config
 from interceptor.sockets import reset_on_close
 from tests.proxy.conversations import converse, read_all, read_exactly
-from tests.proxy.packet_world import entries, losing, tracked, until
+from tests.proxy.packet_world import entries, out_of_order, rough, tracked, until
 from tests.proxy.pods import DEADLINE_S, INBOUND, OUTBOUND, V4, V6, Pods, ProxyProcess, client, listen, pods, proxy, run
 
 pytestmark = pytest.mark.netns
@@ -27,6 +27,7 @@ NETS = {"v4": V4, "v6": V6}
 FAMILIES = pytest.mark.parametrize("family", ["v4", "v6"])
 COUNT = 120
 TORTURE_COUNT = 10_000
+ROUGH_COUNT = 2_000
 
 
 @contextmanager
@@ -172,40 +173,6 @@ def test_a_server_that_refuses_is_a_reset(world: Pods) -> None:
     assert flow["reason"] == "connect_failed"
 
 
-# Sysctl of the far side, and why its connections cannot be spliced: None where they can.
-PECULIAR = {
-    "no_timestamps": ("net.ipv4.tcp_timestamps", "0", "timestamps"),
-    "no_sack": ("net.ipv4.tcp_sack", "0", None),
-    "no_scaling": ("net.ipv4.tcp_window_scaling", "0", None),
-}
-
-
-@pytest.mark.parametrize("name", PECULIAR)
-def test_a_peculiar_server_is_spliced_or_relayed_and_counted(world: Pods, name: str) -> None:
-    sysctl, value, reason = PECULIAR[name]
-    before = run("ip", "netns", "exec", world.far, "sysctl", "-n", sysctl).strip()
-    run("ip", "netns", "exec", world.far, "sysctl", "-w", f"{sysctl}={value}")
-    try:
-        with splicing(world, "v4") as running:
-            converse_through(world, running, "v4", "outbound", COUNT)
-    finally:
-        run("ip", "netns", "exec", world.far, "sysctl", "-w", f"{sysctl}={before}")
-    assert relays(running) == {"splice" if reason else "packet"}
-    assert running.counters.get("relay_fallbacks", {}) == ({reason: COUNT} if reason else {})
-
-
-def test_no_timestamps_on_either_side_is_spliced(world: Pods) -> None:
-    for where in (world.pod, world.far):
-        run("ip", "netns", "exec", where, "sysctl", "-w", "net.ipv4.tcp_timestamps=0")
-    try:
-        with splicing(world, "v4") as running:
-            converse_through(world, running, "v4", "outbound", COUNT)
-    finally:
-        for where in (world.pod, world.far):
-            run("ip", "netns", "exec", where, "sysctl", "-w", "net.ipv4.tcp_timestamps=1")
-    assert relays(running) == {"packet"}
-
-
 def test_a_server_that_takes_small_segments_alone_is_relayed(world: Pods) -> None:
     run("ip", "-n", world.far, "route", "add", V4["pod"], "dev", "eth0", "advmss", "900")
     try:
@@ -295,17 +262,31 @@ def children(pid: int) -> list[int]:
         return [int(child) for child in file.read().split()]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("direction", ["outbound", "inbound"])
-def test_lost_packets_are_sent_again(world: Pods, direction: str) -> None:
+def converse_through_rough_network(world: Pods, direction: str, family: str, count: int) -> None:
     # A lost RST is never sent again, by anybody: those conversations end by their deadline, with or without a proxy.
-    with splicing(world, "v4", direction) as running:
-        with losing(world.pod, "eth0", 100), losing(world.far, "eth0", 100):
-            ends = (world.pod, world.far, "far") if direction == "outbound" else (world.far, world.pod, "pod")
-            failures = converse(ends[0], ends[1], V4[ends[2]], PORT, COUNT, without_resets=True)
+    with splicing(world, family, direction) as running, rough(world.pod, "eth0"), rough(world.far, "eth0"):
+        before = {where: out_of_order(where) for where in (world.pod, world.far)}
+        ends = (world.pod, world.far, "far") if direction == "outbound" else (world.far, world.pod, "pod")
+        failures = converse(ends[0], ends[1], NETS[family][ends[2]], PORT, count, without_resets=True)
         assert failures == []
-        until(lambda: len(running.flows) == COUNT, lambda: len(running.flows))
+        assert all(out_of_order(where) > before[where] for where in before)
+        until(lambda: len(running.flows) == count, lambda: len(running.flows))
+        until(lambda: not any(entries(running.process.pid).values()), lambda: entries(running.process.pid))
     assert relays(running) == {"packet"}
+
+
+@pytest.mark.slow
+@FAMILIES
+@pytest.mark.parametrize("direction", ["outbound", "inbound"])
+def test_packets_lost_late_and_doubled_do_no_harm(world: Pods, direction: str, family: str) -> None:
+    converse_through_rough_network(world, direction, family, COUNT)
+
+
+@pytest.mark.torture
+@FAMILIES
+@pytest.mark.parametrize("direction", ["outbound", "inbound"])
+def test_thousands_of_conversations_over_a_rough_network(world: Pods, direction: str, family: str) -> None:
+    converse_through_rough_network(world, direction, family, ROUGH_COUNT)
 
 
 def test_a_server_that_does_not_read_stops_its_client(world: Pods) -> None:

@@ -89,8 +89,17 @@ def test_a_spread_is_shown_with_its_extremes() -> None:
     assert figures.shown(figures.spread([0.01, 0.02]), noise=0.02) == "0"
 
 
-def counted(pod_passive: int, far_active: int, far_passive: int, own: int | None = None) -> audit.Counted:
-    return audit.Counted(pod_active=0, pod_passive=pod_passive, far_active=far_active, far_passive=far_passive, own=own)
+def test_a_servers_own_count() -> None:
+    said = "HTTP/1.1 200 OK\r\n\r\nActive connections: 1 \nserver accepts handled requests\n 42 41 40 \nReading: 0 Writing: 1\n"
+    assert generators.nginx_accepted(said) == 42
+    with pytest.raises(ValueError, match="stub_status"):
+        generators.nginx_accepted("HTTP/1.1 404 Not Found")
+
+
+def counted(
+    pod_passive: int, far_active: int, far_passive: int, own: int | None = None, served: int | None = None
+) -> audit.Counted:
+    return audit.Counted(0, pod_passive, far_active, far_passive, own, served)
 
 
 @pytest.mark.parametrize(
@@ -99,6 +108,9 @@ def counted(pod_passive: int, far_active: int, far_passive: int, own: int | None
         (counted(100, 0, 100, own=100), "outbound", True, None),
         (counted(105, 0, 100, own=103), "outbound", True, None),
         (counted(99, 0, 100), "outbound", True, "1 of 100 connections went around the proxy"),
+        (counted(99, 0, 100, served=99), "outbound", True, None),
+        (counted(99, 0, 100, served=100), "outbound", True, "1 of 100 connections went around the proxy"),
+        (counted(100, 0, 100, served=0), "outbound", True, None),
         (counted(120, 0, 100), "outbound", True, "20 of 120 connections never reached the server"),
         (counted(100, 0, 100, own=50), "outbound", True, "the proxy says it accepted 50 connections, the kernel counted 100"),
         (counted(0, 0, 0), "outbound", True, "no connection reached the server"),
@@ -143,7 +155,7 @@ def test_an_envoy_without_counts_is_an_error() -> None:
     [("--relay", "splice", True), ("--relay", "packet", False), ("--workers", "2", True), ("--shiny", "1", False)],
 )
 def test_what_a_build_offers_is_read_from_its_help(option: str, value: str, there: bool) -> None:
-    text = "Options:\n  --relay copy|splice   How bytes move.\n  --workers COUNT  Processes.\n"
+    text = "Options:\n  --relay copy|splice   How bytes move.\n  --workers N|auto  Processes.\n"
     assert contenders.offered(text, option, value) is there
 
 

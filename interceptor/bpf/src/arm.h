@@ -17,7 +17,8 @@ INLINE u8 congestion_options(const struct packet *packet)
 }
 
 /* A's SYN-ACK on its way to the client. */
-INLINE void record_accepted(struct __sk_buff *skb, const struct packet *packet, u64 cookie, u32 limit, const int family)
+INLINE void record_accepted(struct __sk_buff *skb, const struct packet *packet, const struct bpf_sock *request, u64 cookie,
+			    u32 limit, const int family)
 {
 	struct accepted made = {};
 	struct syn_options options;
@@ -25,6 +26,17 @@ INLINE void record_accepted(struct __sk_buff *skb, const struct packet *packet, 
 	read_syn_options(skb, packet, &options, family);
 	made.at_ns = bpf_ktime_get_ns();
 	made.wire = packet->tuple;
+	if (family == IPV6) {
+		for (int n = 0; n < 4; n++) {
+			made.names.src[n] = request->dst_ip6[n];
+			made.names.dst[n] = request->src_ip6[n];
+		}
+	} else {
+		map_address(made.names.src, request->dst_ip4);
+		map_address(made.names.dst, request->src_ip4);
+	}
+	made.names.sport = request->dst_port;
+	made.names.dport = htons(request->src_port);
 	made.isn = packet->seq;
 	made.client_isn = packet->ack - 1;
 	made.clock = options.clock;
@@ -151,9 +163,11 @@ INLINE void arm(struct __sk_buff *skb, const struct packet *packet, u64 id, stru
 		refuse(flow, reason);
 		return;
 	}
-	/* On lo the client's packets have been translated by conntrack when we see them, A's own are translated back: only
-	 * user space, by A's names, knows them. On a device conntrack's place is behind us: they are what the wire says. */
-	if (client->ifindex != LOOPBACK)
+	/* On lo the client's packets have been translated by conntrack when we see them, A's own are translated back: A's
+	 * names are what they have. On a device conntrack's place is behind us: they are what the wire says. */
+	if (client->ifindex == LOOPBACK)
+		flow->client = client->names;
+	else
 		reverse(&flow->client, &client->wire);
 	flow->armed_ns = bpf_ktime_get_ns();
 	flow->server_isn = packet->seq;

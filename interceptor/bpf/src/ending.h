@@ -33,6 +33,8 @@ INLINE u64 content_bytes(const struct path *path, const struct flow *flow, u32 d
 
 INLINE void end_flow(struct flow *flow, u64 id)
 {
+	const struct path *up, *down;
+
 	if (__sync_fetch_and_or(&flow->ends, REPORTED) & REPORTED)
 		return;
 	/* What user space need not do: A has nothing to say any more (TCP_REPAIR), unless a forged RST ends nothing. */
@@ -41,8 +43,9 @@ INLINE void end_flow(struct flow *flow, u64 id)
 		bpf_map_delete_elem(&silent, &flow->client_cookie);
 	flow->state = ENDED;
 	flow->ended_ns = bpf_ktime_get_ns();
-	report(flow, id, content_bytes(bpf_map_lookup_elem(&paths, &flow->client), flow, UP),
-	       content_bytes(bpf_map_lookup_elem(&paths, &flow->server), flow, DOWN));
+	up = bpf_map_lookup_elem(&paths, &flow->client);
+	down = bpf_map_lookup_elem(&paths, &flow->server);
+	report(flow, id, content_bytes(up, flow, UP), content_bytes(down, flow, DOWN), down ? down->ifindex : LOOPBACK);
 }
 
 /* A packet of a path with FIN or RST, or after the first of these. */

@@ -36,13 +36,14 @@ enum {
 struct accepted {
 	u64 at_ns;
 	struct tuple wire;	/* of the SYN-ACK as it left: proxy to client */
+	struct tuple names;	/* of the client's packets as A has them */
 	u32 isn, client_isn;
 	u32 clock, client_clock;	/* timestamps, RFC 7323 */
 	u32 ifindex, mark, limit;
 	u16 mss;
 	u8 scale, options, mode;
 	u8 link_header[14];
-	u8 pad[5];
+	u8 pad;
 };
 
 /* enum of struct flow.state */
@@ -83,7 +84,7 @@ enum {
 struct flow {
 	u64 client_cookie;	/* A's */
 	u64 syn_ns, armed_ns, ended_ns;
-	struct tuple client;	/* the client's packets as we see them: from user space; on a device, A's wire, reversed */
+	struct tuple client;	/* the client's packets as we see them: on lo, A's names; on a device, A's wire, reversed */
 	struct tuple server;	/* the server's packets as we see them */
 	u32 isn, clock, mark, ifindex;	/* of B's SYN, and where it left */
 	u32 server_isn;
@@ -110,6 +111,7 @@ struct path {
 	u64 flow;	/* B's cookie */
 	u64 seen_ns;
 	u64 bytes;	/* sent so far, each counted once; a FIN counts as one */
+	u64 sender;	/* on lo: the cookie that its packets come from, which is none of the proxy's */
 	struct tuple to;
 	u32 base;	/* the sender's first sequence number: ISN + 1 */
 	u32 acked;	/* the highest acknowledgement so far, as this direction's sender counts it */
@@ -120,12 +122,25 @@ struct path {
 	u8 has_timestamps, is_closing, from_loopback, pad;
 };
 
+/* A fragmented segment, by what its fragments have in common (RFC 791); what of it the fragments behind the first lack. */
+struct fragment_key {
+	u32 src, dst;
+	u16 id, pad;
+};
+struct fragmented {
+	struct tuple tuple;
+	u32 seq, ack;
+	u16 header;
+	u8 flags, pad;
+};
+
 /* To user space: a flow has ended. */
 struct event {
 	u64 flow;
 	u64 bytes[2];
-	u64 ended_ns;
-	u32 ends, pad;
+	u64 ended_ns, client_cookie;
+	struct tuple client, server;
+	u32 ends, client_ifindex, server_ifindex, pad;
 };
 
 MAP(listeners, HASH, 4, 4, 64);	/* port -> limit of what is accepted there */
@@ -133,16 +148,27 @@ MAP(accepted, LRU_HASH, 8, sizeof(struct accepted), 65536);
 MAP(flows, HASH, 8, sizeof(struct flow), 65536);
 MAP(paths, HASH, sizeof(struct tuple), sizeof(struct path), 131072);
 MAP(silent, HASH, 8, 8, 65536);	/* cookie of A, or of who keeps B's port -> flow, once armed */
+MAP(fragments, LRU_HASH, sizeof(struct fragment_key), sizeof(struct fragmented), 4096);
 /* Programs on their own, so that the verifier has less to follow at once: user space puts them here. */
-enum { UNUSUAL = 0 };
+enum { UNUSUAL = 0, STRANGE = 1, ARRIVAL_AGAIN = 2, LOOPBACK_AGAIN = 3 };
 MAP(tails, PROG_ARRAY, 4, 4, 4);
 MAP(rings, ARRAY_OF_MAPS, 4, 4, 64); /* worker -> its ring buffer */
 
-INLINE void report(const struct flow *flow, u64 id, u64 up, u64 down)
+INLINE void report(const struct flow *flow, u64 id, u64 up, u64 down, u32 client_ifindex)
 {
 	u32 worker = flow->worker;
 	void *ring = bpf_map_lookup_elem(&rings, &worker);
-	struct event event = {.flow = id, .bytes = {up, down}, .ended_ns = flow->ended_ns, .ends = flow->ends};
+	struct event event = {
+		.flow = id,
+		.bytes = {up, down},
+		.ended_ns = flow->ended_ns,
+		.client_cookie = flow->client_cookie,
+		.client = flow->client,
+		.server = flow->server,
+		.ends = flow->ends,
+		.client_ifindex = client_ifindex,
+		.server_ifindex = flow->ifindex,
+	};
 
 	/* Wakes the reader for the first of those that it has not read yet: ends in a row cost one wake-up. */
 	if (ring)

@@ -55,4 +55,5 @@ static long (*bpf_ringbuf_output)(void *ring, const void *record, u64 size, u64 
 static struct bpf_sock *(*bpf_get_listener_sock)(struct bpf_sock *sock) = (void *)BPF_FUNC_get_listener_sock;
 static u64 (*bpf_get_socket_cookie)(void *skb) = (void *)BPF_FUNC_get_socket_cookie;
 static long (*bpf_csum_update)(void *skb, u32 difference) = (void *)BPF_FUNC_csum_update;
+static long (*bpf_skb_adjust_room)(void *skb, s32 difference, u32 mode, u64 flags) = (void *)BPF_FUNC_skb_adjust_room;
 static long (*bpf_tail_call)(void *skb, void *programs, u32 index) = (void *)BPF_FUNC_tail_call;

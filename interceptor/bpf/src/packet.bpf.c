@@ -4,19 +4,14 @@
  * sees what the proxy's own sockets send: at the egress of every device and of lo. flows.h has the words.
  */
 #include "window.h"
-#include "ending.h"
+#include "strange.h"
 #include "icmp.h"
 
 #define NEXT TC_ACT_UNSPEC /* let the next program at this hook decide, and then the stack */
 #define DROP TC_ACT_SHOT
 
-INLINE int from_peer(struct __sk_buff *skb, struct packet *packet, const int family)
+INLINE int from_peer(struct __sk_buff *skb, struct packet *packet, struct path *path, const int family)
 {
-	struct path *path = bpf_map_lookup_elem(&paths, &packet->tuple);
-
-	/* A packet that claims to be of a local client and came in by a device is forged, or the other way round. */
-	if (!path)
-		return NEXT;
 	if (path->state == EXPECTED) {
 		struct flow *flow;
 
@@ -27,7 +22,8 @@ INLINE int from_peer(struct __sk_buff *skb, struct packet *packet, const int fam
 			arm(skb, packet, path->flow, flow, family);
 		return NEXT;
 	}
-	/* A repeated SYN or SYN-ACK is answered by the socket it is for. */
+	/* A repeated SYN or SYN-ACK is answered by the socket it is for. A packet that claims to be of a local client and came in
+	 * by a device is forged, or the other way round. */
 	if (packet->flags & SYN || (skb->ifindex == LOOPBACK) != path->from_loopback)
 		return NEXT;
 	account(path, packet);
@@ -153,9 +149,8 @@ INLINE int from_upstream(struct __sk_buff *skb, const struct packet *packet, u64
 	return NEXT;
 }
 
-INLINE int from_proxy(struct __sk_buff *skb, struct packet *packet, const int family)
+INLINE int from_proxy(struct __sk_buff *skb, struct packet *packet, u64 cookie, const int family)
 {
-	u64 cookie = bpf_get_socket_cookie(skb);
 	struct accepted *client;
 	struct flow *flow;
 	u64 *id;
@@ -173,50 +168,75 @@ INLINE int from_proxy(struct __sk_buff *skb, struct packet *packet, const int fa
 		return give_up(skb, packet, flow->client_cookie == cookie ? &flow->client : &flow->server, family);
 	}
 	if ((packet->flags & (SYN | ACK)) == (SYN | ACK)) {
-		struct bpf_sock *sock = skb->sk;
+		struct bpf_sock *request = skb->sk, *sock;
 		u32 port, *limit;
 
-		sock = sock ? bpf_get_listener_sock(sock) : 0;
+		if (!request)
+			return NEXT;
+		sock = bpf_get_listener_sock(request);
 		if (!sock)
 			return NEXT;
 		port = sock->src_port;
 		limit = bpf_map_lookup_elem(&listeners, &port);
 		if (!limit)
 			return NEXT;
-		record_accepted(skb, packet, cookie, *limit, family);
+		record_accepted(skb, packet, request, cookie, *limit, family);
 	}
 	client = bpf_map_lookup_elem(&accepted, &cookie);
 	return client ? from_accepted(skb, packet, client, family) : NEXT;
 }
 
+/* Not TCP, or not as we read it. */
+INLINE int on_other(struct __sk_buff *skb, const int family)
+{
+	if (is_strange(skb, family))
+		bpf_tail_call(skb, &tails, STRANGE);
+	return on_error_message(skb, family);
+}
+
 INLINE int on_arrival(struct __sk_buff *skb, const int family)
 {
 	struct packet packet;
+	struct path *path;
 
 	if (read_packet(skb, &packet, family))
-		return on_error_message(skb, family);
-	return from_peer(skb, &packet, family);
+		return on_other(skb, family);
+	path = bpf_map_lookup_elem(&paths, &packet.tuple);
+	return path ? from_peer(skb, &packet, path, family) : NEXT;
 }
 
 INLINE int on_departure(struct __sk_buff *skb, const int family)
 {
 	struct packet packet;
 
+	if (skb->tc_index == TRANSLATED) {
+		skb->tc_index = 0;
+		return NEXT;
+	}
 	if (read_packet(skb, &packet, family))
 		return NEXT;
-	return from_proxy(skb, &packet, family);
+	return from_proxy(skb, &packet, bpf_get_socket_cookie(skb), family);
 }
 
 /* What local programs say to each other, and to us. The proxy's packets to another socket of ours are both. */
 INLINE int on_loopback(struct __sk_buff *skb, const int family)
 {
+	u64 cookie = bpf_get_socket_cookie(skb);
 	struct packet packet;
+	struct path *path;
 	int verdict;
 
 	if (read_packet(skb, &packet, family))
-		return on_error_message(skb, family);
-	verdict = from_proxy(skb, &packet, family);
-	return verdict == NEXT ? from_peer(skb, &packet, family) : verdict;
+		return on_other(skb, family);
+	path = bpf_map_lookup_elem(&paths, &packet.tuple);
+	/* That a path's packets are not the proxy's is found out once for each sender: three lookups. */
+	if (!path || !cookie || path->sender != cookie) {
+		verdict = from_proxy(skb, &packet, cookie, family);
+		if (verdict != NEXT || !path)
+			return verdict;
+		path->sender = cookie;
+	}
+	return from_peer(skb, &packet, path, family);
 }
 
 #define PROGRAM(section, name, does)                                                                                    \
@@ -233,5 +253,6 @@ PROGRAM("tcx/ingress", arrival, on_arrival)
 PROGRAM("tcx/egress", departure, on_departure)
 PROGRAM("tcx/egress", loopback, on_loopback)
 PROGRAM("tcx/ingress", unusual, on_unusual) /* by tail call, from both hooks */
+PROGRAM("tcx/ingress", strange, on_strange)
 
 const char source_hash[] SEC("source") = SOURCE_HASH;

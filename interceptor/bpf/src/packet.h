@@ -1,4 +1,4 @@
-/* Read the headers of a packet. Fixed offsets: a packet with IP options, extension headers or in fragments is none of ours. */
+/* Read the headers of a packet. Fixed offsets: a packet with IP options, extension headers or in fragments is for `strange`. */
 #pragma once
 #include <linux/if_ether.h>
 #include <linux/in.h>
@@ -68,8 +68,8 @@ INLINE int family_of(struct __sk_buff *skb)
 	return skb->protocol == htons(ETH_P_IPV6) ? IPV6 : -1;
 }
 
-/* Fill `packet`; 0 when it is a TCP packet that can be translated. */
-INLINE int read_packet(struct __sk_buff *skb, struct packet *packet, const int family)
+/* Fill `packet`; 0 when it is a TCP packet without anything in `fragment` set in IPv4's field of flags and offset. */
+INLINE int read_headers(struct __sk_buff *skb, struct packet *packet, const int family, const u16 fragment)
 {
 	void *start, *end;
 	struct segment *segment;
@@ -91,8 +91,7 @@ INLINE int read_packet(struct __sk_buff *skb, struct packet *packet, const int f
 	} else {
 		struct iphdr *ip = start + L3;
 
-		/* 0x3fff: more fragments, or an offset. */
-		if (ip->protocol != IPPROTO_TCP || *(u8 *)ip != 0x45 || ip->frag_off & htons(0x3fff))
+		if (ip->protocol != IPPROTO_TCP || *(u8 *)ip != 0x45 || ip->frag_off & fragment)
 			return -1;
 		map_address(packet->tuple.src, ip->saddr);
 		map_address(packet->tuple.dst, ip->daddr);
@@ -115,6 +114,12 @@ INLINE int read_packet(struct __sk_buff *skb, struct packet *packet, const int f
 		return -1;
 	packet->payload = length - packet->header;
 	return 0;
+}
+
+/* Fill `packet`; 0 when it is a TCP packet that can be translated. */
+INLINE int read_packet(struct __sk_buff *skb, struct packet *packet, const int family)
+{
+	return read_headers(skb, packet, family, htons(0x3fff)); /* more fragments, or an offset */
 }
 
 /* The sequence number behind the packet. */

@@ -25,7 +25,7 @@ from interceptor.proxy.metrics import FALLBACKS_MADE, Counts
 from interceptor.proxy.relay import packet_layout as layout
 from interceptor.proxy.relay.base import Edges, Relay, Running
 from interceptor.proxy.relay.packet_adopt import Adopted, adopt
-from interceptor.proxy.relay.packet_layout import Asked, Ends, FlowEntry, State
+from interceptor.proxy.relay.packet_layout import Asked, Ends, State
 from interceptor.proxy.relay.packet_table import FlowTable, cookie_of, fall_silent, speak_again
 from interceptor.proxy.session import Event
 from interceptor.sockets import SockAddr
@@ -58,6 +58,7 @@ class PacketRelay:
         self._table = table
         self._fallback = fallback
         self._begun: dict[int, int] = {}  # client's descriptor -> flow
+        self._early: dict[int, layout.Event | None] = {}  # flow that is not running yet -> its end, if it is over
         self._running: dict[int, Splicing] = {}
         self._ending: deque[tuple[float, Splicing, layout.Event]] = deque()
         self._over: list[int] = []
@@ -85,26 +86,32 @@ class PacketRelay:
         if self.is_off:
             return self._fallback.prepare(client, upstream)
         try:
-            self._begun[client.fileno()] = self._table.begin(client, upstream, self.asks)
+            flow_id = self._begun[client.fileno()] = self._table.begin(client, upstream, self.asks)
+            self._early[flow_id] = None
         except OSError:
             self._not_spliced("no_entry")
         return b""
 
     def abandon(self, client: SocketType) -> None:
         """See Relay.abandon."""
-        self._loop_forget(self._begun.pop(client.fileno(), None))
+        flow_id = self._begun.pop(client.fileno(), None)
+        if flow_id is not None:
+            del self._early[flow_id]
+            self._loop_forget(flow_id)
         self._table.release(client)
 
     def join(self, client: SocketType, upstream: SocketType, edges: Edges) -> Running:
         """See Relay.join."""
         flow_id = self._begun.pop(client.fileno(), None)
         if flow_id is not None:
-            outcome = self._table.outcome(flow_id)
-            if not isinstance(outcome, str):
+            end = self._early.pop(flow_id)
+            refusal = self._table.refusal(flow_id)
+            if refusal is None:
                 running = self._running[flow_id] = Splicing(self, flow_id, client, upstream, edges)
-                self._note_early_end(running, outcome)
+                if end is not None:
+                    self._note_end(running, end)
                 return running
-            self._not_spliced(outcome)
+            self._not_spliced(refusal)
             self._table.forget([flow_id])
         self._table.release(client)
         return self._fallback.join(client, upstream, edges)
@@ -126,7 +133,9 @@ class PacketRelay:
         running = Splicing(self, adopted.flow_id, adopted.client, adopted.upstream, edges)
         running.keepers = (cookie_of(adopted.client), cookie_of(adopted.upstream))
         self._running[adopted.flow_id] = running
-        self._note_early_end(running, adopted.entry)
+        # Whoever was told is gone.
+        if adopted.entry.state == State.ENDED:
+            self._note_end(running, self._table.end_of(adopted.flow_id, adopted.entry))
         return running
 
     def close(self) -> None:
@@ -149,11 +158,7 @@ class PacketRelay:
     def stopped(self, running: Splicing) -> None:
         """`running` is over, or given up: its sockets are about to be closed, its entries are not needed any longer then."""
         self._running.pop(running.flow_id, None)
-        if running.is_over:
-            # Before the sockets are closed: whoever got the upstream's port would find its entry in conntrack, and go around
-            # us. They are silent by themselves by now.
-            self._table.forget([running.flow_id], running.keepers)
-        else:
+        if not running.is_over:
             self._keepers += running.keepers
             # Its sockets say RST now, whose sequence numbers the programs know.
             self._loop.later(LINGER_S, lambda: self._loop_forget(running.flow_id))
@@ -174,11 +179,9 @@ class PacketRelay:
             running = self._running.get(event.flow)
             if running is not None:
                 self._note_end(running, event)
-
-    def _note_early_end(self, running: Splicing, entry: FlowEntry) -> None:
-        # A short flow may be over before we hear that its upstream is connected.
-        if entry.state == State.ENDED:
-            self._note_end(running, self._table.end_of(running.flow_id, entry))
+            elif event.flow in self._early:
+                # A short flow may be over before we hear that its upstream is connected.
+                self._early[event.flow] = event
 
     def _note_end(self, running: Splicing, event: layout.Event) -> None:
         linger_s = RESET_LINGER_S if event.ends & layout.RST else LINGER_S
@@ -188,9 +191,18 @@ class PacketRelay:
 
     def _end(self) -> None:
         now = time.monotonic()
+        over: list[layout.Event] = []
         while self._ending and self._ending[0][0] <= now:
             _, running, event = self._ending.popleft()
-            running.ended(event)
+            if not running.ended(event):
+                continue
+            if running.keepers:
+                self._table.forget([running.flow_id], running.keepers)
+            else:
+                over.append(event)
+        # Before the sockets are closed, after the batch: whoever got the upstream's port would find its entry in conntrack,
+        # and go around us. They are silent by themselves by now.
+        self._table.forget_ended(over)
         self._table.forget_tracked()
         if self._ending:
             self._loop.later(max(self._ending[0][0] - now, BATCH_S), self._end)
@@ -212,37 +224,44 @@ class PacketRelay:
 class Splicing:
     """One spliced flow."""
 
-    __slots__ = ("_client", "_edges", "_received", "_relay", "_sent", "_upstream", "ended_at", "flow_id", "is_over", "keepers")
+    __slots__ = ("_client", "_edges", "_end", "_relay", "_upstream", "flow_id", "keepers")
     name = "packet"
     asks_peers = False
 
     def __init__(self, relay: PacketRelay, flow_id: int, client: SocketType, upstream: SocketType, edges: Edges) -> None:
         self.flow_id = flow_id
-        self.is_over = False
-        self.ended_at: float | None = None
         self.keepers: tuple[int, ...] = ()
         self._relay = relay
         self._client = client
         self._upstream = upstream
         self._edges = edges
-        self._sent = self._received = 0
+        self._end: tuple[int, int, float | None] | None = None  # bytes sent, received, when; once it is over
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended, or is left to others."""
+        return self._end is not None
 
     @property
     def sent(self) -> int:
         """See Running.sent."""
-        return self._sent if self.is_over else self._relay.table.counts(self.flow_id).sent
+        return self._relay.table.counts(self.flow_id).sent if self._end is None else self._end[0]
 
     @property
     def received(self) -> int:
         """See Running.received."""
-        return self._received if self.is_over else self._relay.table.counts(self.flow_id).received
+        return self._relay.table.counts(self.flow_id).received if self._end is None else self._end[1]
+
+    @property
+    def ended_at(self) -> float | None:
+        """See Running.ended_at."""
+        return None if self._end is None else self._end[2]
 
     def start(self, first: bytes) -> None:
         """See Running.start. Most flows have nothing to be started: the ends talk already."""
         loop = self._relay.loop
-        for sock in (self._client, self._upstream):
-            if loop.is_watched(sock.fileno()):
-                loop.watch_stream(sock.fileno(), _nothing)
+        loop.neglect(self._client.fileno())
+        loop.neglect(self._upstream.fileno())
         if self._relay.asks is Asked.HELD:
             fall_silent(self._upstream)
         else:
@@ -252,34 +271,33 @@ class Splicing:
     def stop(self) -> None:
         """See Running.stop."""
         if self.flow_id in self._relay._running:  # noqa: SLF001 - one module
-            if not self.is_over and self._relay.is_leaving:
-                counts = self._relay.table.counts(self.flow_id)
-                self._sent, self._received, self.is_over = counts.sent, counts.received, True
-                self._relay.left(self)
+            if self.is_over:
+                self._relay.stopped(self)
                 return
-            if not self.is_over:
-                counts = self._relay.table.counts(self.flow_id)
-                self._sent, self._received = counts.sent, counts.received
+            counts = self._relay.table.counts(self.flow_id)
+            if self._relay.is_leaving:
+                self._relay.left(self)
+            else:
                 speak_again(self._client)
                 speak_again(self._upstream)
-            self._relay.stopped(self)
-            self.is_over = True
+                self._relay.stopped(self)
+            self._end = (counts.sent, counts.received, None)
 
-    def ended(self, event: layout.Event) -> None:
-        """The programs have seen the end, a while ago."""
+    def ended(self, event: layout.Event) -> bool:
+        """The programs have seen the end, a while ago; whether it is one, and was not known."""
         if self.is_over:
-            return
+            return False
         ends = event.ends
-        self._sent, self._received = event.sent, event.received
+        sent, received = event.sent, event.received
         if ends & layout.RST:
             counts = self._relay.table.counts(self.flow_id)
             if counts.seen_ns > event.ended_ns + int(RESET_LINGER_S / 2 * 1e9):
                 self._relay.table.revive(self.flow_id)
-                return
-            self._sent, self._received = counts.sent, counts.received
-        self.ended_at = event.ended_ns / 1e9
-        self.is_over = True
-        fall_silent(self._upstream)
+                return False
+            sent, received = counts.sent, counts.received
+        self._end = (sent, received, event.ended_ns / 1e9)
+        if self._relay.asks is not Asked.HELD:
+            fall_silent(self._upstream)  # it may have had to forward
         if ends & Ends.UP_RST:
             self._edges.feed(Event.CLIENT_FAILED, errno.ECONNRESET)
         elif ends & Ends.DOWN_RST:
@@ -287,6 +305,7 @@ class Splicing:
         else:
             self._edges.feed(Event.CLIENT_EOF)
             self._edges.feed(Event.UPSTREAM_EOF)
+        return True
 
     def _forward(self, said: bytes) -> None:
         """Pass on what the client has said before the flow was armed.
@@ -333,7 +352,3 @@ def take_place(keeper: SocketType, upstream: SocketType, local: SockAddr, remote
     os.dup2(keeper.fileno(), upstream.fileno(), inheritable=False)
     keeper.close()
     upstream.connect(remote)
-
-
-def _nothing(_events: int) -> None:
-    """Silent sockets have no events worth hearing."""

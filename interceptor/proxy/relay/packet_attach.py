@@ -22,7 +22,7 @@ SIOCGIFMTU, SIOCGIFHWADDR = 0x8921, 0x8927  # linux/sockios.h
 ARPHRD_ETHER = 1  # linux/if_arp.h
 NAME_SIZE = 16  # IFNAMSIZ
 RING_SIZE = 1 << 20  # 20,000 ends; the reader is told of the first
-UNUSUAL = 0  # flows.h: the place of program `unusual` in `tails`
+TAILS = ("unusual", "strange", "arrival", "loopback")  # flows.h: the places of programs in `tails`
 RTM_SETLINK, IFLA_AF_SPEC, IFLA_INET_CONF = 19, 26, 1  # linux/rtnetlink.h, linux/if_link.h
 NLM_F_REQUEST, NLM_F_ACK, NLMSG_ERROR = 1, 4, 2
 IPV4_DEVCONF_ACCEPT_LOCAL, IPV4_DEVCONF_ROUTE_LOCALNET = 23, 26  # linux/ip.h
@@ -101,8 +101,9 @@ def attach(workers: int = 1, pins: str | None = None) -> Attached:
 def _attach_all(attached: Attached) -> None:
     for worker, ring in enumerate(attached.rings):
         attached.maps["rings"].update(struct.pack("=I", worker), struct.pack("=I", ring.descriptor))
-    unusual = attached.loaded.programs["unusual"].descriptor
-    attached.maps["tails"].update(struct.pack("=I", UNUSUAL), struct.pack("=I", unusual))
+    for place, name in enumerate(TAILS):
+        program = attached.loaded.programs[name].descriptor
+        attached.maps["tails"].update(struct.pack("=I", place), struct.pack("=I", program))
     if attached.pins is not None:
         attached.links = packet_pins.pinned_links(attached.pins)
         for name, table in attached.maps.items():

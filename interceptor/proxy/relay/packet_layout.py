@@ -13,17 +13,17 @@ from typing import Final, NamedTuple
 from interceptor.sockets import Address, SockAddr, unmapped
 
 TUPLE = struct.Struct("!16s16sHH")
-TUPLE_SIZE = TUPLE.size
 COOKIE = struct.Struct("=Q")
 PORT = struct.Struct("=I")
 LIMIT = struct.Struct("=I")
 FLOW = struct.Struct("=QQQQ36s36s8I4H9B7x")
-PATH = struct.Struct("=QQQ36sIIIIIIIIIBBBBBBBx")
+NEW_FLOW = struct.Struct("=Q132xHHBxxB4xB7x")
+PATH = struct.Struct("=QQQQ36sIIIIIIIIIBBBBBBBx")
 FLOW_READ = struct.Struct("=Q8xQQ36s36sI8xI12xI12xBB2xB7x")
-PATH_READ = struct.Struct("=QQQ40xI24xI8x")
-EVENT = struct.Struct("=QQQQI4x")
-ACCEPTED_SIZE = 96
-ACCEPTED_MODE_AT = 76
+PATH_READ = struct.Struct("=QQQ48xI24xI8x")
+EVENT = struct.Struct("=QQQQQ36s36sIII4x")
+ACCEPTED_SIZE = 128
+ACCEPTED_MODE_AT = 112
 FLOW_ENDS_AT, FLOW_STATE_AT, FLOW_REASON_AT = 132, 148, 149
 SIZES = {"flows": FLOW.size, "paths": PATH.size, "accepted": ACCEPTED_SIZE}
 MAPPED = b"\0" * 10 + b"\xff\xff"
@@ -84,7 +84,12 @@ class Event(NamedTuple):
     sent: int
     received: int
     ended_ns: int
+    client_cookie: int
+    client: bytes
+    server: bytes
     ends: int
+    client_ifindex: int
+    server_ifindex: int
 
 
 class FlowEntry(NamedTuple):
@@ -136,10 +141,9 @@ def _address(raw: bytes, port: int) -> Address:
 
 
 class Client(NamedTuple):
-    """What user space knows of the client's leg: packets' tuple (on lo), MSS, window and its scale, as the client said."""
+    """What user space knows of the client's leg: MSS, window and its scale, as the client said."""
 
     cookie: int
-    packets: bytes
     mss: int
     window: int
     scale: int
@@ -147,9 +151,7 @@ class Client(NamedTuple):
 
 def pack_flow(client: Client, asked: Asked, worker: int) -> bytes:
     """A new struct flow."""
-    addresses = (client.packets, bytes(TUPLE_SIZE))
-    limits = (0, 0, client.mss, client.window)
-    return FLOW.pack(client.cookie, 0, 0, 0, *addresses, *(0,) * 8, *limits, client.scale, 0, 0, asked, *(0,) * 4, worker)
+    return NEW_FLOW.pack(client.cookie, client.mss, client.window, client.scale, asked, worker)
 
 
 def unpack_flow(raw: bytes) -> FlowEntry:
@@ -164,4 +166,4 @@ def unpack_path(raw: bytes) -> PathEntry:
 
 def unpack_event(raw: bytes) -> Event:
     """A struct event."""
-    return Event(*EVENT.unpack(raw))
+    return Event._make(EVENT.unpack(raw))

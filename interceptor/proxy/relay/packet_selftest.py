@@ -67,9 +67,9 @@ def _try(table: FlowTable, family: socket.AddressFamily, address: str) -> None:
         stack.callback(table.forget, [flow_id])
         upstream.connect(server.getsockname())
         far = kept(server.accept()[0])
-        outcome = table.outcome(flow_id)
-        if isinstance(outcome, str):
-            raise _Failed(f"the handshakes do not fit: {outcome}")
+        refusal = table.refusal(flow_id)
+        if refusal is not None:
+            raise _Failed(f"the handshakes do not fit: {refusal}")
         _converse(client, far)
         for sock in (accepted, upstream):
             if select.select([sock], [], [], 0)[0]:

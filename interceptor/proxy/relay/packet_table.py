@@ -19,6 +19,7 @@ SO_COOKIE = 57  # asm-generic/socket.h
 TCP_REPAIR = 19  # linux/tcp.h
 TCP_REPAIR_OFF_NO_WP = -1
 TCP_INFO_SIZE = 232  # struct tcp_info up to and with tcpi_snd_wnd (Linux 5.4)
+TCP_INFO_READ = struct.Struct("=5xBB9xI208xI")  # tcpi_options, tcpi_snd_wscale and tcpi_rcv_wscale, tcpi_snd_mss, tcpi_snd_wnd
 TCPI_OPT_TIMESTAMPS = 1
 MAXSEG_LIMIT = 32767  # MAX_TCP_WINDOW, what the kernel takes for TCP_MAXSEG
 TIMESTAMPS_SIZE = 12  # in every segment's options, which the MSS option does not count (RFC 6691)
@@ -76,13 +77,13 @@ class FlowTable:
         self._flows.update(layout.COOKIE.pack(flow_id), layout.pack_flow(known, asked, self.worker))
         return flow_id
 
-    def outcome(self, flow_id: int) -> str | FlowEntry:
-        """The flow, whose upstream is connected: as it was armed, or why it was not."""
+    def refusal(self, flow_id: int) -> str | None:
+        """Why the flow, whose upstream is connected, was not armed; None when it was."""
         raw = self._flows.lookup(layout.COOKIE.pack(flow_id))
         state = State.CONNECTING if raw is None else raw[layout.FLOW_STATE_AT]
         if raw is None or state == State.CONNECTING:
             return "route"  # the server's answer came where no program is, or translated
-        return layout.REFUSALS[raw[layout.FLOW_REASON_AT]] if state == State.REFUSED else layout.unpack_flow(raw)
+        return layout.REFUSALS[raw[layout.FLOW_REASON_AT]] if state == State.REFUSED else None
 
     def counts(self, flow_id: int) -> Counts:
         """How much has gone which way; zeros when the flow is not there."""
@@ -110,7 +111,8 @@ class FlowTable:
     def end_of(self, flow_id: int, entry: FlowEntry) -> layout.Event:
         """The event of a flow that is over already."""
         counts = self.counts(flow_id)
-        return layout.Event(flow_id, counts.sent, counts.received, entry.ended_ns, entry.ends)
+        names = (entry.client_cookie, entry.client, entry.server)
+        return layout.Event(flow_id, counts.sent, counts.received, entry.ended_ns, *names, entry.ends, LOOPBACK, LOOPBACK)
 
     def acknowledged(self, flow_id: int) -> int:
         """How many bytes (a FIN counts as one) the server has acknowledged."""
@@ -156,9 +158,19 @@ class FlowTable:
     def forget(self, flows: Iterable[int], keepers: Iterable[int] = ()) -> None:
         """Remove these flows from the maps; `forget_tracked` must follow. `keepers`: cookies that were silenced."""
         for flow_id in flows:
-            self._untracked += self._remove(flow_id)
+            self._remove(flow_id)
         for cookie in keepers:
             self._silent.delete(layout.COOKIE.pack(cookie))
+
+    def forget_ended(self, events: list[layout.Event]) -> None:
+        """As `forget`, for flows whose two sockets have kept their ports until now: nothing in the maps can be another's."""
+        self._flows.delete_all([layout.COOKIE.pack(event.flow) for event in events])
+        self._paths.delete_all([names for event in events for names in (event.client, event.server)])
+        for event in events:
+            # The programs do so themselves, at any other end.
+            if event.ends & layout.RST:
+                self._silent.delete(layout.COOKIE.pack(event.client_cookie))
+            self._untrack(event.client, event.client_ifindex, event.server, event.server_ifindex)
 
     def forget_tracked(self) -> None:
         """Have conntrack forget what `forget` has; before the upstreams are closed, whose ports others would get."""
@@ -181,32 +193,34 @@ class FlowTable:
         raw = self._paths.lookup(packets)
         return None if raw is None else layout.unpack_path(raw)
 
-    def _remove(self, flow_id: int) -> list[Connection]:
-        """The connections that conntrack has not seen the end of: their packets never got to netfilter."""
+    def _remove(self, flow_id: int) -> None:
         key = layout.COOKIE.pack(flow_id)
         raw = self._flows.lookup(key)
         if raw is None:
-            return []
+            return
         entry = layout.unpack_flow(raw)
         self._flows.delete(key)
         if not entry.armed_ns:
             self._remove_path(entry.server, flow_id)
-            return []
+            return
         cookie = layout.COOKIE.pack(entry.client_cookie)
         # At an end, the programs have done so already.
         if entry.state != State.ENDED:
             self._accepted.delete(cookie)
         if entry.state != State.ENDED or entry.ends & layout.RST:
             self._silent.delete(cookie)
-        untracked: list[Connection] = []
         down = self._remove_path(entry.server, flow_id)
         self._remove_path(entry.client, flow_id)
         # A port that is another connection's by now: conntrack's entry is that one's too.
-        if down is not None and entry.ifindex != LOOPBACK:
-            untracked.append(_connection(entry.server[16:32], entry.server[:16], entry.server[34:], entry.server[32:34]))
-        if down is not None and down.ifindex != LOOPBACK:
-            untracked.append(_connection(entry.client[:16], entry.client[16:32], entry.client[32:34], entry.client[34:]))
-        return untracked
+        if down is not None:
+            self._untrack(entry.client, down.ifindex, entry.server, entry.ifindex)
+
+    def _untrack(self, client: bytes, client_ifindex: int, server: bytes, server_ifindex: int) -> None:
+        """Note the connections that conntrack will not see the end of: their packets never got to netfilter."""
+        if server_ifindex != LOOPBACK:
+            self._untracked.append(_connection(server[16:32], server[:16], server[34:], server[32:34]))
+        if client_ifindex != LOOPBACK:
+            self._untracked.append(_connection(client[:16], client[16:32], client[32:34], client[34:]))
 
     def _remove_path(self, packets: bytes, flow_id: int) -> PathEntry | None:
         # Ports are used again: the entry may be another flow's by now.
@@ -246,11 +260,8 @@ def _client(sock: SocketType) -> Client:
     info = sock.getsockopt(IPPROTO_TCP, TCP_INFO, TCP_INFO_SIZE)
     if len(info) < TCP_INFO_SIZE:
         raise OSError(errno.EOPNOTSUPP, "TCP_INFO without tcpi_snd_wnd: packet splice needs Linux 5.4")
-    (mss,) = struct.unpack_from("=I", info, 16)
-    (window,) = struct.unpack_from("=I", info, 228)
-    scale = info[6] & 15
-    has_timestamps = bool(info[5] & TCPI_OPT_TIMESTAMPS)
-    packets = layout.pack_tuple(sock.getpeername(), sock.getsockname())
-    return Client(
-        cookie_of(sock), packets, min(mss + TIMESTAMPS_SIZE * has_timestamps, 0xFFFF), min(window >> scale, 0xFFFF), scale
-    )
+    options, scales, mss, window = TCP_INFO_READ.unpack(info)
+    scale = scales & 15
+    if options & TCPI_OPT_TIMESTAMPS:
+        mss += TIMESTAMPS_SIZE
+    return Client(cookie_of(sock), min(mss, 0xFFFF), min(window >> scale, 0xFFFF), scale)
