@@ -168,13 +168,16 @@ class End:
                 return
             peer.written += sent
             if sent < size:
-                self.unsent = bytes(chunk[sent:])
-                self.held = True
+                self._keep(bytes(chunk[sent:]))
                 return
             if size == BUFFER_SIZE:
                 self._read_bulk()
                 return
             if not self.more:
+                return
+            if self.more == EPOLLRDHUP:
+                # The FIN was there before these bytes were read, and no error and no mark: behind a short read is only the end.
+                self._end()
                 return
 
     def read_on(self) -> None:
@@ -209,9 +212,16 @@ class End:
         peer.written += size
         if size == len(chunk):
             return True
-        self.unsent = chunk[size:]
-        self.held = True
+        self._keep(chunk[size:])
         return False
+
+    def _keep(self, rest: bytes) -> None:
+        self.unsent = rest
+        self.held = True
+        self.peer.await_room()
+
+    def await_room(self) -> None:
+        """Have the loop tell when this end takes bytes again."""
 
     def _read_bulk(self) -> None:
         pipe = self.shared.pipes.take()
@@ -255,6 +265,7 @@ class End:
                 peer.written += size
         except BlockingIOError:
             self.held = True
+            peer.await_room()
             return False
         except OSError as error:
             peer.break_off(error.errno or errno.EIO)
@@ -317,7 +328,7 @@ class End:
 
 
 class UpstreamEnd(End):
-    """The upstream's."""
+    """The upstream's, watched for room since it was dialled."""
 
     __slots__ = ()
     EOF = Event.UPSTREAM_EOF
@@ -325,9 +336,9 @@ class UpstreamEnd(End):
 
 
 class ClientEnd(End):
-    """The client's; stands for both towards the connection (Running)."""
+    """The client's; stands for both towards the connection (Running). Watched for room once it has lacked some: most never do."""
 
-    __slots__ = ()
+    __slots__ = ("tells_room",)
     name = "splice"
     asks_peers = True
     ended_at = None
@@ -344,6 +355,16 @@ class ClientEnd(End):
         """See Running.received."""
         return self.written
 
+    def __init__(self, shared: SpliceRelay, sock: SocketType, edges: Edges) -> None:
+        super().__init__(shared, sock, edges)
+        self.tells_room = False
+
+    def await_room(self) -> None:
+        """See End.await_room. What room there is by now is told as well: nothing is missed."""
+        if not self.tells_room:
+            self.tells_room = True
+            self.shared.loop.watch_room(self.sock.fileno(), self.ready)
+
     def start(self, first: bytes) -> None:
         """See Running.start."""
         loop = self.shared.loop
@@ -357,7 +378,7 @@ class ClientEnd(End):
         if not first or (self.write_to_peer(first) and was_told):
             self.read()
         if self.edges is not NOBODY:
-            loop.watch_stream(client, self.ready)
+            loop.watch_arrivals(client, self.ready)
 
     def stop(self) -> None:
         """See Running.stop."""
