@@ -150,7 +150,7 @@ class Connection:
         """Notice a client that gives up before there is a relay. Most upstreams open before that is worth its cost."""
         loop = self._acceptor.runtime.loop
         if not loop.is_watched(self.client.fileno()):
-            loop.watch(self.client.fileno(), STREAM, self._client_ready)
+            loop.watch_arrivals(self.client.fileno(), self._client_ready)
 
     def _listen(self) -> None:
         self.watch_client()
@@ -320,35 +320,39 @@ class Connection:
 
     def flow_so_far(self) -> Flow:
         """The record of a connection that is still open. From any thread: it changes nothing."""
-        return self._flow("open", time.monotonic() - self.start)
+        running = self.running
+        sent, received = (running.sent, running.received) if running is not None else (0, 0)
+        now = time.monotonic()
+        return self._flow("open", now, now - self.start, sent, received)
 
     def _report(self) -> None:
-        acceptor = self._acceptor
-        runtime = acceptor.runtime
-        now, running = time.monotonic(), self.running
-        ended_at = running.ended_at if running is not None else None
-        duration_s = (now if ended_at is None else ended_at) - self.start
-        reason = self._reason.text
-        acceptor.counts.closed(reason, duration_s)
+        acceptor, running = self._acceptor, self.running
+        now, reason = time.monotonic(), self._reason.text
+        duration_s, sent, received = now - self.start, 0, 0
         if running is not None:
-            self.count_moved()
+            ended_at = running.ended_at
+            if ended_at is not None:
+                duration_s = ended_at - self.start
+            sent, received = running.sent, running.received
+            acceptor.counts.moved(sent - self._counted_sent, received - self._counted_received)
             acceptor.counts.relayed(running.name)
-        runtime.record(self._flow(reason, duration_s))
+        acceptor.counts.closed(reason, duration_s)
+        acceptor.runtime.record(self._flow(reason, now, duration_s, sent, received))
         self.running = None
         acceptor.ended(self)
 
-    def _flow(self, reason: str, duration_s: float) -> Flow:
+    def _flow(self, reason: str, now: float, duration_s: float, sent: int, received: int) -> Flow:
         acceptor, running, owner, process, names = self._acceptor, self.running, self._owner, self._process, self.names
         return Flow(
-            time.time() - (time.monotonic() - self.start),
+            time.time() - now + self.start,
             "tcp",
             acceptor.direction,
             acceptor.listener,
             self.client_address,
             self.original_dst,
             self._upstream_local,
-            running.sent if running is not None else 0,
-            running.received if running is not None else 0,
+            sent,
+            received,
             duration_s * 1000,
             reason,
             self._error,
