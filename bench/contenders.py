@@ -127,7 +127,7 @@ def _missing_option(contender: Contender) -> str | None:
 
 
 def offered(text: str, option: str, value: str) -> bool:
-    """Whether a --help text has this option and, where it lists values (a|b|c), this value; N stands for any number (N|auto)."""
+    """Whether a --help text has this option and, where it lists values (a|b|c), this value. N is any number (N|auto)."""
     found = re.search(rf"^\s*{re.escape(option)}[ =](\S+)", text, re.MULTILINE)
     if found is None:
         return False

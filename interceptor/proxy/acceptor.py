@@ -79,7 +79,7 @@ class Acceptor:
         self._accept()
 
     def _accept(self) -> None:
-        # Told once that somebody waits: so all that do, as far as it is not the others' turn. Who comes after the count is told.
+        # Told once that somebody waits: so all that do, as far as it is not the others' turn. Who comes later is told.
         if not self._open:
             return
         count, now = waiting(self._sock), time.monotonic()

@@ -334,8 +334,7 @@ class Connection:
             if ended_at is not None:
                 duration_s = ended_at - self.start
             sent, received = running.sent, running.received
-            acceptor.counts.moved(sent - self._counted_sent, received - self._counted_received)
-            acceptor.counts.relayed(running.name)
+            acceptor.counts.relayed(running.name, sent - self._counted_sent, received - self._counted_received)
         acceptor.counts.closed(reason, duration_s)
         acceptor.runtime.record(self._flow(reason, now, duration_s, sent, received))
         self.running = None

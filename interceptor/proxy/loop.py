@@ -22,7 +22,7 @@ OnReady: TypeAlias = Callable[[int], None]
 # All that may happen to a stream. EPOLLERR and EPOLLHUP need no asking for (epoll_ctl(2)). EPOLLPRI: a read stops at the
 # mark of urgent data, so a short one does not mean that nothing is left.
 STREAM = EPOLLIN | EPOLLPRI | EPOLLOUT | EPOLLRDHUP | EPOLLET
-# The same without room. A connected socket has room from the start, and says so at once, and again when its FIN is acknowledged.
+# The same without room. A connected socket has room from the start, and says so at once, and again when its FIN is acked.
 ARRIVALS = STREAM & ~EPOLLOUT
 LISTENER = EPOLLIN | EPOLLET
 # How many events one epoll_wait may return: enough for a burst, small enough that timers are not starved.
@@ -79,7 +79,7 @@ class Loop:
         self._on_ready[descriptor] = on_ready
 
     def watch_room(self, descriptor: int, on_ready: OnReady) -> None:
-        """Watch `descriptor` as a STREAM from now on, whatever it was watched for; room that is there already is told as well."""
+        """Watch `descriptor` as a STREAM from now on, whatever it was watched for; room that is there already is told."""
         if descriptor in self._on_ready:
             self._epoll.modify(descriptor, STREAM)
         else:

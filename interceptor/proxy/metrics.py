@@ -291,12 +291,15 @@ class ListenerCounts:
         """A relay has begun to move its bytes."""
         self._cells[self._started[relay if relay in RELAYS else OTHER]] += 1
 
-    def relayed(self, relay: str) -> None:
-        """That relay has ended."""
-        self._cells[self._ended[relay if relay in RELAYS else OTHER]] += 1
+    def relayed(self, relay: str, sent: int, received: int) -> None:
+        """That relay has ended, and so many bytes more were forwarded."""
+        cells = self._cells
+        cells[self._ended[relay if relay in RELAYS else OTHER]] += 1
+        cells[self._sent] += sent
+        cells[self._received] += received
 
     def moved(self, sent: int, received: int) -> None:
-        """So many bytes more were forwarded. At the end, and for a long connection now and then."""
+        """So many bytes more were forwarded: for a long connection, now and then."""
         cells = self._cells
         cells[self._sent] += sent
         cells[self._received] += received

@@ -103,13 +103,16 @@ class End:
         "quiet",
         "shared",
         "sock",
+        "tells_room",
         "unsent",
         "written",
     )
 
     EOF: Event
     FAILED: Event
+    TELLS_ROOM: bool  # whether it is watched for room from the start
     peer: End
+    quiet: int  # see QUIET_ROUNDS; since there is a pipe
 
     def __init__(self, shared: SpliceRelay, sock: SocketType, edges: Edges) -> None:
         self.shared = shared
@@ -122,7 +125,7 @@ class End:
         self.errno = 0  # SO_ERROR is given once: send() may eat what recv() would have said
         self.more = 0  # of MORE, what was told: read until there is nothing
         self.postponed = False  # the loop will call read_on
-        self.quiet = 0  # see QUIET_ROUNDS
+        self.tells_room = self.TELLS_ROOM
         self.written = 0  # bytes written to this end
 
     def ready(self, events: int) -> None:
@@ -221,7 +224,10 @@ class End:
         self.peer.await_room()
 
     def await_room(self) -> None:
-        """Have the loop tell when this end takes bytes again."""
+        """Have the loop tell when this end takes bytes again; that it does by now is told as well."""
+        if not self.tells_room:
+            self.tells_room = True
+            self.shared.loop.watch_room(self.sock.fileno(), self.ready)
 
     def _read_bulk(self) -> None:
         pipe = self.shared.pipes.take()
@@ -288,8 +294,9 @@ class End:
         if self.errno:
             self._fail(self.errno)
             return
-        self.ended = True
-        self.let_go()
+        self.ended = self.held = True
+        if self.pipe is not None:
+            self.let_go()
         self.edges.feed(self.EOF)
 
     def break_off(self, number: int) -> None:
@@ -333,17 +340,19 @@ class UpstreamEnd(End):
     __slots__ = ()
     EOF = Event.UPSTREAM_EOF
     FAILED = Event.UPSTREAM_FAILED
+    TELLS_ROOM = True
 
 
 class ClientEnd(End):
-    """The client's; stands for both towards the connection (Running). Watched for room once it has lacked some: most never do."""
+    """The client's; stands for both towards the connection (Running). Watched for room once it lacked some; most never do."""
 
-    __slots__ = ("tells_room",)
+    __slots__ = ()
     name = "splice"
     asks_peers = True
     ended_at = None
     EOF = Event.CLIENT_EOF
     FAILED = Event.CLIENT_FAILED
+    TELLS_ROOM = False
 
     @property
     def sent(self) -> int:
@@ -354,16 +363,6 @@ class ClientEnd(End):
     def received(self) -> int:
         """See Running.received."""
         return self.written
-
-    def __init__(self, shared: SpliceRelay, sock: SocketType, edges: Edges) -> None:
-        super().__init__(shared, sock, edges)
-        self.tells_room = False
-
-    def await_room(self) -> None:
-        """See End.await_room. What room there is by now is told as well: nothing is missed."""
-        if not self.tells_room:
-            self.tells_room = True
-            self.shared.loop.watch_room(self.sock.fileno(), self.ready)
 
     def start(self, first: bytes) -> None:
         """See Running.start."""
