@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import time
 from select import EPOLLERR, EPOLLHUP, EPOLLOUT
-from socket import MSG_PEEK, SHUT_WR, SocketType
+from socket import MSG_PEEK, SocketType
 from typing import TYPE_CHECKING
 
 from interceptor.proxy import closing
@@ -18,7 +18,7 @@ from interceptor.proxy.loop import STREAM
 from interceptor.proxy.peek import NOTHING, Names, Peek
 from interceptor.proxy.relay.base import Running
 from interceptor.proxy.session import TRANSITIONS, Command, Event, IllegalEvent, Reason, State
-from interceptor.proxy.upstream import UpstreamError, connect
+from interceptor.proxy.upstream import UpstreamError, connect, connect_error
 from interceptor.sockets import SockAddr, normal, pending_error
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ class Connection:
             return
         number = 0
         if events & TROUBLE:
-            number = _connect_error(upstream)
+            number = connect_error(upstream)
         elif not events & EPOLLOUT:
             return
         if not number:
@@ -262,14 +262,14 @@ class Connection:
     def _end_client(self) -> None:
         assert self.running is not None
         if self.running.asks_peers:
-            _shut_down(self.client)
+            closing.end_stream(self.client)
 
     def _end_upstream(self) -> None:
         assert self.upstream is not None
         assert self.running is not None
         # A packet relay's peers have each other's FIN already; ours would be sent, and sent again, to nobody.
         if self.running.asks_peers:
-            _shut_down(self.upstream)
+            closing.end_stream(self.upstream)
 
     def _finish(self) -> None:
         assert self.upstream is not None
@@ -366,30 +366,6 @@ class Connection:
             names.host,
             self._dns_name,
         )
-
-
-def _connect_error(upstream: SocketType) -> int:
-    """Why a connection that is in trouble was never there; 0 when it was, and broke since.
-
-    A server that greets and resets at once was there: its greeting waits, and the client would have had it without us.
-    Peeking does not take the error from behind the bytes, as SO_ERROR would.
-    """
-    try:
-        upstream.recv(1, MSG_PEEK)
-    except BlockingIOError:
-        return 0
-    except OSError as error:
-        return error.errno or errno.EIO
-    return 0
-
-
-def _shut_down(sock: SocketType) -> None:
-    try:
-        sock.shutdown(SHUT_WR)
-    except OSError as error:
-        # Reset meanwhile: the relay is about to report it.
-        if error.errno != errno.ENOTCONN:
-            raise
 
 
 _BY_COMMAND = {
