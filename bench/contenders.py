@@ -127,13 +127,12 @@ def _missing_option(contender: Contender) -> str | None:
 
 
 def offered(text: str, option: str, value: str) -> bool:
-    """Whether a --help text has this option and, where it lists values (a|b|c), this value."""
+    """Whether a --help text has this option and, where it lists values (a|b|c), this value. N is any number (N|auto)."""
     found = re.search(rf"^\s*{re.escape(option)}[ =](\S+)", text, re.MULTILINE)
     if found is None:
         return False
     choices = found.group(1).strip("[]").split("|")
-    # N in N|auto stands for any.
-    return len(choices) < 2 or value in choices or any(choice.isupper() for choice in choices)
+    return len(choices) < 2 or value in choices or ("N" in choices and value.isdigit())
 
 
 @cache

@@ -18,7 +18,7 @@ from interceptor.proxy.original_dst import NoOriginalDst, original_dst_of, refus
 from interceptor.proxy.probe import ProbeAnswer
 from interceptor.proxy.runtime import Runtime
 from interceptor.proxy.sweep import Sweep
-from interceptor.sockets import SockAddr, accept, normal
+from interceptor.sockets import SockAddr, accept, normal, waiting
 
 if TYPE_CHECKING:  # brings dnspython
     from interceptor.proxy.dns.streams import DnsStreams
@@ -82,23 +82,29 @@ class Acceptor:
         self._accept()
 
     def _accept(self) -> None:
-        # Told once that somebody waits: so until nobody does, or it is the others' turn.
+        # Told once that somebody waits: so all that do, as far as it is not the others' turn. Who comes later is told.
         if not self._open:
             return
-        sock, family, now = self._sock, self._family, time.monotonic()
-        for _ in range(ACCEPT_BATCH):
+        count, now = waiting(self._sock), time.monotonic()
+        # All before the first is dialled: of most, the first bytes are there by then.
+        for client, sockaddr in self._accept_all(min(count, ACCEPT_BATCH)):
+            self._take(client, normal(sockaddr), now)
+        if count > ACCEPT_BATCH:
+            self.runtime.loop.postpone(self._accept)
+
+    def _accept_all(self, count: int) -> list[tuple[SocketType, SockAddr]]:
+        sock, family = self._sock, self._family
+        accepted: list[tuple[SocketType, SockAddr]] = []
+        for _ in range(count):
             try:
-                client, sockaddr = accept(sock, family)
-            except BlockingIOError:
-                return
+                accepted.append(accept(sock, family))
             except OSError as error:
                 self.runtime.counts.add(ACCEPT_ERRORS, errno_name(error.errno or 0))
                 if error.errno in ACCEPT_CAPACITY_ERRNOS:
                     self.runtime.loop.later(ACCEPT_PAUSE_S, self._accept)
-                    return
-                continue  # the client's problem, ECONNABORTED and the like (accept(2)): the next one may be well
-            self._take(client, normal(sockaddr), now)
-        self.runtime.loop.postpone(self._accept)
+                    break
+                # Else the client's problem, ECONNABORTED and the like (accept(2)): the next one may be well.
+        return accepted
 
     def _take(self, sock: SocketType, client: SockAddr, now: float) -> None:
         runtime = self.runtime

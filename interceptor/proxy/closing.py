@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from socket import SocketType
+import errno
+from socket import SHUT_WR, SocketType
 
 from interceptor.proxy.loop import Loop
 from interceptor.sockets import reset_on_close, unacknowledged
@@ -11,6 +12,16 @@ from interceptor.sockets import reset_on_close, unacknowledged
 # RST came: so they get a moment. A peer that has stopped reading loses them, as it may with any reset.
 GRACE_S = 1.0
 RECHECK_S = 0.005
+
+
+def end_stream(sock: SocketType) -> None:
+    """Send FIN, behind what is queued; the peer may still speak."""
+    try:
+        sock.shutdown(SHUT_WR)
+    except OSError as error:
+        # Reset meanwhile: the relay is about to report it.
+        if error.errno != errno.ENOTCONN:
+            raise
 
 
 def finish(loop: Loop, sock: SocketType) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import time
 from select import EPOLLERR, EPOLLHUP, EPOLLOUT
-from socket import MSG_PEEK, SHUT_WR, SocketType
+from socket import MSG_PEEK, SocketType
 from typing import TYPE_CHECKING
 
 from interceptor.proxy import closing
@@ -18,7 +18,7 @@ from interceptor.proxy.loop import STREAM
 from interceptor.proxy.peek import NOTHING, Names, Peek
 from interceptor.proxy.relay.base import Running
 from interceptor.proxy.session import TRANSITIONS, Command, Event, IllegalEvent, Reason, State
-from interceptor.proxy.upstream import UpstreamError, connect
+from interceptor.proxy.upstream import UpstreamError, connect, connect_error
 from interceptor.sockets import SockAddr, normal, pending_error
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ class Connection:
         """Notice a client that gives up before there is a relay. Most upstreams open before that is worth its cost."""
         loop = self._acceptor.runtime.loop
         if not loop.is_watched(self.client.fileno()):
-            loop.watch(self.client.fileno(), STREAM, self._client_ready)
+            loop.watch_arrivals(self.client.fileno(), self._client_ready)
 
     def _listen(self) -> None:
         self.watch_client()
@@ -202,7 +202,7 @@ class Connection:
             return
         number = 0
         if events & TROUBLE:
-            number = _connect_error(upstream)
+            number = connect_error(upstream)
         elif not events & EPOLLOUT:
             return
         if not number:
@@ -262,14 +262,14 @@ class Connection:
     def _end_client(self) -> None:
         assert self.running is not None
         if self.running.asks_peers:
-            _shut_down(self.client)
+            closing.end_stream(self.client)
 
     def _end_upstream(self) -> None:
         assert self.upstream is not None
         assert self.running is not None
         # A packet relay's peers have each other's FIN already; ours would be sent, and sent again, to nobody.
         if self.running.asks_peers:
-            _shut_down(self.upstream)
+            closing.end_stream(self.upstream)
 
     def _finish(self) -> None:
         assert self.upstream is not None
@@ -320,35 +320,38 @@ class Connection:
 
     def flow_so_far(self) -> Flow:
         """The record of a connection that is still open. From any thread: it changes nothing."""
-        return self._flow("open", time.monotonic() - self.start)
+        running = self.running
+        sent, received = (running.sent, running.received) if running is not None else (0, 0)
+        now = time.monotonic()
+        return self._flow("open", now, now - self.start, sent, received)
 
     def _report(self) -> None:
-        acceptor = self._acceptor
-        runtime = acceptor.runtime
-        now, running = time.monotonic(), self.running
-        ended_at = running.ended_at if running is not None else None
-        duration_s = (now if ended_at is None else ended_at) - self.start
-        reason = self._reason.text
-        acceptor.counts.closed(reason, duration_s)
+        acceptor, running = self._acceptor, self.running
+        now, reason = time.monotonic(), self._reason.text
+        duration_s, sent, received = now - self.start, 0, 0
         if running is not None:
-            self.count_moved()
-            acceptor.counts.relayed(running.name)
-        runtime.record(self._flow(reason, duration_s))
+            ended_at = running.ended_at
+            if ended_at is not None:
+                duration_s = ended_at - self.start
+            sent, received = running.sent, running.received
+            acceptor.counts.relayed(running.name, sent - self._counted_sent, received - self._counted_received)
+        acceptor.counts.closed(reason, duration_s)
+        acceptor.runtime.record(self._flow(reason, now, duration_s, sent, received))
         self.running = None
         acceptor.ended(self)
 
-    def _flow(self, reason: str, duration_s: float) -> Flow:
+    def _flow(self, reason: str, now: float, duration_s: float, sent: int, received: int) -> Flow:
         acceptor, running, owner, process, names = self._acceptor, self.running, self._owner, self._process, self.names
         return Flow(
-            time.time() - (time.monotonic() - self.start),
+            time.time() - now + self.start,
             "tcp",
             acceptor.direction,
             acceptor.listener,
             self.client_address,
             self.original_dst,
             self._upstream_local,
-            running.sent if running is not None else 0,
-            running.received if running is not None else 0,
+            sent,
+            received,
             duration_s * 1000,
             reason,
             self._error,
@@ -363,30 +366,6 @@ class Connection:
             names.host,
             self._dns_name,
         )
-
-
-def _connect_error(upstream: SocketType) -> int:
-    """Why a connection that is in trouble was never there; 0 when it was, and broke since.
-
-    A server that greets and resets at once was there: its greeting waits, and the client would have had it without us.
-    Peeking does not take the error from behind the bytes, as SO_ERROR would.
-    """
-    try:
-        upstream.recv(1, MSG_PEEK)
-    except BlockingIOError:
-        return 0
-    except OSError as error:
-        return error.errno or errno.EIO
-    return 0
-
-
-def _shut_down(sock: SocketType) -> None:
-    try:
-        sock.shutdown(SHUT_WR)
-    except OSError as error:
-        # Reset meanwhile: the relay is about to report it.
-        if error.errno != errno.ENOTCONN:
-            raise
 
 
 _BY_COMMAND = {

@@ -69,8 +69,12 @@ class Flow(NamedTuple):
         Written out by hand, for half of what json.dumps costs; the tests hold it to what json.loads reads.
         """
         # A field by its name is a call; taken apart, all of them are one step.
-        time, protocol, direction, listener, client, original_dst, upstream_local, sent, received, duration_ms = self[:10]
-        reason, error, uid, pid, command, relay, connect_ms, fallback, sni, alpn, host, dns_name, lookup = self[10:]
+        # fmt: off
+        (
+            time, protocol, direction, listener, client, original_dst, upstream_local, sent, received, duration_ms, reason,
+            error, uid, pid, command, relay, connect_ms, fallback, sni, alpn, host, dns_name, lookup,
+        ) = self
+        # fmt: on
         # Of most records these groups are null, and then the same text.
         if uid is None and pid is None and command is None:
             owner = NO_OWNER
@@ -84,7 +88,7 @@ class Flow(NamedTuple):
                 f'"dns": {"null" if lookup is None else lookup.to_json()}'
             )
         return (
-            f'{{"time": "{rfc3339(time)}", {_origin(protocol, direction, listener)}, "client": "{sockaddr_text(client)}", '
+            f'{{"time": "{rfc3339(time)}", {_origin(protocol, direction, listener)}, "client": {_address(client)}, '
             f'"original_dst": {_address(original_dst)}, "upstream_local": {_address(upstream_local)}, '
             f'"bytes_sent": {sent}, "bytes_received": {received}, "duration_ms": {duration_ms:.3f}, '
             f'"connect_ms": {"null" if connect_ms is None else f"{connect_ms:.3f}"}, {_outcome(reason, error)}, '
@@ -120,7 +124,9 @@ def _number(value: int | None) -> str:
 
 
 def _address(value: SockAddr | None) -> str:
-    return "null" if value is None else f'"{sockaddr_text(value)}"'
+    if value is None:
+        return "null"
+    return f'"{value[0]}:{value[1]}"' if len(value) == 2 else f'"{sockaddr_text(value)}"'
 
 
 def rfc3339(seconds: float) -> str:

@@ -1,7 +1,7 @@
 """A small event loop: epoll, timers, and descriptors closed only after the batch. Knows nothing of what it watches.
 
-A descriptor is registered once, edge-triggered, for its whole life: one epoll_ctl. Who is told may change; what is
-watched does not. Closing takes it out, since nobody else has it. asyncio would cost 50 ms at import and two objects a read.
+A descriptor is registered once, edge-triggered, for its whole life: one epoll_ctl, and one more if it ever lacks room. Who is
+told may change. Closing takes it out, since nobody else has it. asyncio would cost 50 ms at import and two objects a read.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ OnReady: TypeAlias = Callable[[int], None]
 # All that may happen to a stream. EPOLLERR and EPOLLHUP need no asking for (epoll_ctl(2)). EPOLLPRI: a read stops at the
 # mark of urgent data, so a short one does not mean that nothing is left.
 STREAM = EPOLLIN | EPOLLPRI | EPOLLOUT | EPOLLRDHUP | EPOLLET
+# The same without room. A connected socket has room from the start, and says so at once, and again when its FIN is acked.
+ARRIVALS = STREAM & ~EPOLLOUT
 LISTENER = EPOLLIN | EPOLLET
 # How many events one epoll_wait may return: enough for a burst, small enough that timers are not starved.
 MAX_EVENTS = 256
@@ -65,8 +67,22 @@ class Loop:
         self._on_ready[descriptor] = on_ready
 
     def watch_stream(self, descriptor: int, on_ready: OnReady) -> None:
-        """As `watch` for STREAM; a descriptor that is watched so already is only told to somebody else from now on."""
+        """As `watch` for STREAM; a descriptor that is watched already is only told to somebody else from now on."""
         if descriptor not in self._on_ready:
+            self._epoll.register(descriptor, STREAM)
+        self._on_ready[descriptor] = on_ready
+
+    def watch_arrivals(self, descriptor: int, on_ready: OnReady) -> None:
+        """As `watch_stream`, for ARRIVALS."""
+        if descriptor not in self._on_ready:
+            self._epoll.register(descriptor, ARRIVALS)
+        self._on_ready[descriptor] = on_ready
+
+    def watch_room(self, descriptor: int, on_ready: OnReady) -> None:
+        """Watch `descriptor` as a STREAM from now on, whatever it was watched for; room that is there already is told."""
+        if descriptor in self._on_ready:
+            self._epoll.modify(descriptor, STREAM)
+        else:
             self._epoll.register(descriptor, STREAM)
         self._on_ready[descriptor] = on_ready
 

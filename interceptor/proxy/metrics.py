@@ -22,6 +22,10 @@ CONNECT_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0
 # From a request on a connection of its own to a connection kept for hours.
 DURATION_BUCKETS = (0.001, 0.01, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 300.0, 1800.0, 7200.0, 43200.0)
 
+# A histogram's cells: one for each bucket, one for what is above them, then the sum in microseconds.
+CONNECT_SUM = len(CONNECT_BUCKETS) + 1
+DURATION_SUM = len(DURATION_BUCKETS) + 1
+
 DIRECTIONS = ("outbound", "inbound", "dns")
 MODES = ("redirect", "tproxy", "connect", OTHER)
 FAILURES = (
@@ -245,30 +249,12 @@ class Counts:
         return self.cells[metric.cell(*values)]
 
 
-class Observed:
-    """A histogram for one combination of label values, its cells looked up."""
-
-    __slots__ = ("_buckets", "_cells", "_first", "_sum")
-
-    def __init__(self, counts: Counts, metric: Metric, *values: str) -> None:
-        self._cells = counts.cells
-        self._buckets = metric.buckets
-        self._first = metric.cell(*values)
-        self._sum = self._first + len(metric.buckets) + 1
-
-    def __call__(self, seconds: float) -> None:
-        """Count one observation."""
-        cells = self._cells
-        cells[self._first + bisect_left(self._buckets, seconds)] += 1
-        cells[self._sum] += int(seconds * SECOND_US)
-
-
 class ListenerCounts:
-    """What is counted for every connection of one listener, all indexes looked up."""
+    """What is counted for every connection of one listener, all indexes looked up; few calls, each of which does several."""
 
     __slots__ = (
-        *("_cells", "_closed", "_connected", "_ended", "_failed", "_lasted", "_opened", "_owners_skipped", "_received"),
-        *("_sent", "_started", "_usable"),
+        *("_cells", "_closed", "_connect", "_duration", "_ended", "_failed", "_open", "_opened", "_owners_skipped"),
+        *("_received", "_sent", "_started"),
     )
 
     def __init__(self, counts: Counts, direction: str, mode: str) -> None:
@@ -278,9 +264,9 @@ class ListenerCounts:
         self._sent = SENT.cell(direction)
         self._received = RECEIVED.cell(direction)
         self._failed = {reason: FAILED.cell(direction, reason) for reason in FAILURES}
-        self._connected = Observed(counts, CONNECT_TIME, direction)
-        self._usable = Observed(counts, OPEN_TIME, direction)
-        self._lasted = Observed(counts, DURATION, direction)
+        self._connect = CONNECT_TIME.cell(direction)
+        self._open = OPEN_TIME.cell(direction)
+        self._duration = DURATION.cell(direction)
         self._owners_skipped = OWNERS_SKIPPED.cell()
         self._started = {relay: RELAYS_STARTED.cell(relay) for relay in RELAYS}
         self._ended = {relay: RELAYS_ENDED.cell(relay) for relay in RELAYS}
@@ -295,28 +281,37 @@ class ListenerCounts:
 
     def connected(self, connect_s: float, open_s: float) -> None:
         """Its upstream is there: `connect_s` after dialling, `open_s` after accept."""
-        self._connected(connect_s)
-        self._usable(open_s)
+        cells, connect, opened = self._cells, self._connect, self._open
+        cells[connect + bisect_left(CONNECT_BUCKETS, connect_s)] += 1
+        cells[connect + CONNECT_SUM] += int(connect_s * SECOND_US)
+        cells[opened + bisect_left(CONNECT_BUCKETS, open_s)] += 1
+        cells[opened + CONNECT_SUM] += int(open_s * SECOND_US)
 
     def relaying(self, relay: str) -> None:
         """A relay has begun to move its bytes."""
-        self._cells[self._started.get(relay, self._started[OTHER])] += 1
+        self._cells[self._started[relay if relay in RELAYS else OTHER]] += 1
 
-    def relayed(self, relay: str) -> None:
-        """That relay has ended."""
-        self._cells[self._ended.get(relay, self._ended[OTHER])] += 1
+    def relayed(self, relay: str, sent: int, received: int) -> None:
+        """That relay has ended, and so many bytes more were forwarded."""
+        cells = self._cells
+        cells[self._ended[relay if relay in RELAYS else OTHER]] += 1
+        cells[self._sent] += sent
+        cells[self._received] += received
 
     def moved(self, sent: int, received: int) -> None:
-        """So many bytes more were forwarded. At the end, and for a long connection now and then."""
-        self._cells[self._sent] += sent
-        self._cells[self._received] += received
+        """So many bytes more were forwarded: for a long connection, now and then."""
+        cells = self._cells
+        cells[self._sent] += sent
+        cells[self._received] += received
 
     def closed(self, reason: str, duration_s: float) -> None:
         """It ended, `duration_s` after accept; `reason` as in the flow record."""
-        self._cells[self._closed] += 1
-        self._lasted(duration_s)
+        cells, duration = self._cells, self._duration
+        cells[self._closed] += 1
+        cells[duration + bisect_left(DURATION_BUCKETS, duration_s)] += 1
+        cells[duration + DURATION_SUM] += int(duration_s * SECOND_US)
         if reason != "closed":
-            self._cells[self._failed.get(reason, self._failed[OTHER])] += 1
+            cells[self._failed[reason if reason in FAILURES else OTHER]] += 1
 
 
 def summary(totals: list[int]) -> dict[str, int | dict[str, int]]:

@@ -10,7 +10,7 @@ import os
 import socket
 import struct
 import sys
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from interceptor.sockets import Address, IpAddress, SockAddr
 
@@ -38,8 +38,7 @@ ADDRESSES_AND_ROUTES = 0x10 | 0x40 | 0x100 | 0x400
 REPLY_SIZE = 8192  # what the kernel itself fills at most for one message (NLMSG_GOODSIZE)
 
 
-@dataclass(frozen=True, slots=True)
-class SocketOwner:
+class SocketOwner(NamedTuple):
     """Who opened a socket. The inode is 0 while nobody has accepted it."""
 
     uid: int

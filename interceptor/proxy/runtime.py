@@ -29,7 +29,7 @@ class Runtime:
     view: NetnsView
     relay: Relay
     open_socket: OpenSocket
-    on_flow: Callable[[Flow], None]
+    record: Callable[[Flow], None]  # hands on what is known of a flow that has ended
     owners: Owners
     local_addresses: LocalAddresses
     counts: Counts
@@ -44,10 +44,6 @@ class Runtime:
     def dial_datagram(self, destination: Address) -> SocketType:
         """The upstream half of an outbound UDP flow. Raises UpstreamError."""
         return dial_datagram(self.open_socket, destination, self.settings.upstream_mark)
-
-    def record(self, flow: Flow) -> None:
-        """Hand on what is known of a flow that has ended."""
-        self.on_flow(flow)
 
     def inbound_source(self, client: SockAddr, destination: SockAddr) -> SockAddr:
         """Where the inbound leg of `client`'s flow to `destination` comes from; of any port."""

@@ -78,16 +78,9 @@ def _run_alone(
 ) -> int:
     region, names, options, attached = shared
     counts = region.worker(0)
-    proxy = Proxy(
-        settings,
-        listeners[0],
-        lambda flow: log.write(flow),
-        counts=counts,
-        names=names,
-        flow_table=_flow_table(attached, 0),
-    )
-    admin = _admin(settings, Shown(proxy, region, options))
     log = FlowLog(flows, counts)
+    proxy = Proxy(settings, listeners[0], log.write, counts=counts, names=names, flow_table=_flow_table(attached, 0))
+    admin = _admin(settings, Shown(proxy, region, options))
 
     def ready() -> None:
         if admin is not None:
@@ -123,10 +116,10 @@ def _run_workers(
         counts = region.worker(link.index)
         bound = with_own_view(listeners[link.index])
         table = _flow_table(attached, link.index)
-        proxy = Proxy(settings, bound, lambda flow: log.write(flow), counts=counts, names=names, flow_table=table)
+        log = FlowLog(flows, counts)
+        proxy = Proxy(settings, bound, log.write, counts=counts, names=names, flow_table=table)
         proxy.stop_at_end_of(link.lifeline)
         proxy.answer(link.asked)
-        log = FlowLog(flows, counts)
 
         def ready() -> None:
             # Every worker: the supervisor is not the proxy's user. What waits in the others' queues is served in a moment.

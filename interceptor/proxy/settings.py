@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 from interceptor.values import Network, PortRange
 
@@ -19,9 +19,8 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 RelayName: TypeAlias = Literal["auto", "packet", "splice", "copy"]
 
 
-@dataclass(frozen=True, slots=True)
-class Listener:
-    """One port the proxy listens on, and how traffic is brought to it."""
+class Listener(NamedTuple):
+    """One port the proxy listens on, and how traffic is brought to it. A tuple: looked up by, for every record."""
 
     direction: Direction
     mode: Mode

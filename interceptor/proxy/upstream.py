@@ -6,7 +6,7 @@ import errno
 import socket
 from collections.abc import Callable
 from contextlib import suppress
-from socket import AF_INET, AF_INET6, IPPROTO_TCP, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, TCP_NODELAY, SocketType
+from socket import AF_INET, AF_INET6, IPPROTO_TCP, MSG_PEEK, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, TCP_NODELAY, SocketType
 from typing import TypeAlias
 
 from interceptor.sockets import Address, SockAddr, set_freebind, set_late_port, set_mark, set_transparent
@@ -67,6 +67,21 @@ def connect(sock: SocketType, destination: SockAddr) -> None:
     if number not in UNDER_WAY:
         sock.close()
         raise UpstreamError("connect", number)
+
+
+def connect_error(upstream: SocketType) -> int:
+    """Why a connection that is in trouble was never there; 0 when it was, and broke since.
+
+    A server that greets and resets at once was there: its greeting waits, and the client would have had it without us.
+    Peeking does not take the error from behind the bytes, as SO_ERROR would.
+    """
+    try:
+        upstream.recv(1, MSG_PEEK)
+    except BlockingIOError:
+        return 0
+    except OSError as error:
+        return error.errno or errno.EIO
+    return 0
 
 
 def dial_datagram(open_socket: OpenSocket, destination: Address, mark: int | None) -> SocketType:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
 from interceptor import netns
 from interceptor.errors import InterceptorError
@@ -60,7 +60,7 @@ def send_listeners(control: socket.socket, settings: ProxySettings) -> None:
     here = os.open(netns.CURRENT, os.O_RDONLY | os.O_CLOEXEC)
     diag = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG)
     route = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
-    kinds = [[each.protocol, *astuple(each.listener)] for each in bound]
+    kinds = [[each.protocol, *each.listener] for each in bound]
     message = json.dumps({"listeners": kinds, "namespace": netns.identity()})
     descriptors = [here, diag.fileno(), route.fileno(), *(each.sock.fileno() for each in bound)]
     socket.send_fds(control, [message.encode()], descriptors)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Iterator
-from select import EPOLLIN
+from select import EPOLLIN, EPOLLOUT
 
 import pytest
 
@@ -74,3 +74,22 @@ def test_another_thread_can_wake_it(loop: Loop) -> None:
     loop.run()
     waker.join()
     assert heard == [b"!"]
+
+
+def test_room_is_told_once_it_is_asked_for(loop: Loop) -> None:
+    near, far = socket.socketpair()
+    heard: list[int] = []
+    loop.watch_arrivals(near.fileno(), heard.append)
+    far.send(b"x")
+    loop.run_once()
+    assert heard == [EPOLLIN]
+    # There is room already, and nothing will change: that it is there has to be told all the same.
+    loop.watch_room(near.fileno(), heard.append)
+    loop.run_once()
+    assert heard == [EPOLLIN, EPOLLIN | EPOLLOUT]
+    loop.unwatch(near.fileno())
+    loop.watch_room(far.fileno(), heard.append)
+    loop.run_once()
+    assert heard[2:] == [EPOLLOUT]
+    near.close()
+    far.close()

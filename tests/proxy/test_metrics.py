@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from interceptor import __version__
 from interceptor.proxy import metrics
 from interceptor.proxy.exposition import Family, Sample, build, counted, process, render
-from interceptor.proxy.metrics import METRICS, ListenerCounts, Observed, Region
+from interceptor.proxy.metrics import METRICS, ListenerCounts, Region
 
 
 def parsed(families: Iterable[Family]) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -48,12 +48,14 @@ def test_a_connection_is_counted_from_its_opening_to_its_end() -> None:
 
 def test_a_histogram_is_cumulative_and_complete() -> None:
     region = Region()
-    observe = Observed(region.worker(0), metrics.CONNECT_TIME, "inbound")
+    listener = ListenerCounts(region.worker(0), "inbound", "redirect")
     for seconds in (0.0001, 0.0005, 0.002, 99.0):
-        observe(seconds)
+        listener.connected(seconds, 0.3)
 
     found = parsed(counted(region.totals()))
-    name, direction = "interceptor_connect_duration_seconds", ("direction", "inbound")
+    direction = ("direction", "inbound")
+    assert found["interceptor_open_duration_seconds_sum", (direction,)] == pytest.approx(1.2)
+    name = "interceptor_connect_duration_seconds"
     counts = {
         dict(labels)["le"]: value for (key, labels), value in found.items() if key == name + "_bucket" and direction in labels
     }

@@ -18,7 +18,7 @@ from interceptor.proxy.netlink import Netlink
 from interceptor.proxy.netns_view import NetnsView
 from interceptor.proxy.original_dst import DirectDial, refuse_loop
 from interceptor.proxy.settings import Listener
-from interceptor.sockets import Address, SockAddr, address, decode_sockaddr, normal, sockaddr_text
+from interceptor.sockets import Address, SockAddr, accept, address, decode_sockaddr, normal, sockaddr_text, waiting
 from tests.proxy.pods import pods, run
 
 V4 = Address(ip_address("192.0.2.1"), 443)
@@ -191,3 +191,18 @@ def test_the_quick_way_to_a_connection_s_owner_finds_what_the_general_one_finds(
         assert found.inode == os.fstat(near.fileno()).st_ino
         assert kernel.connection_owner(("192.0.2.9", 1), ("192.0.2.8", 2)) is None
     kernel.close()
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["v4", "v6"])
+def test_who_waits_at_a_listener_is_counted(family: socket.AddressFamily) -> None:
+    with socket.socket(family) as listener:
+        listener.bind(("127.0.0.1" if family == socket.AF_INET else "::1", 0))
+        listener.listen()
+        assert waiting(listener) == 0
+        clients = [socket.create_connection(listener.getsockname()[:2]) for _ in range(3)]
+        assert waiting(listener) == 3
+        clients.pop().close()  # it has ended, and is there to be accepted all the same
+        accepted = [accept(listener, family)[0] for _ in range(3)]
+        assert waiting(listener) == 0
+    for sock in (*clients, *accepted):
+        sock.close()

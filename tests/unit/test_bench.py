@@ -152,10 +152,13 @@ def test_an_envoy_without_counts_is_an_error() -> None:
 
 @pytest.mark.parametrize(
     ("option", "value", "there"),
-    [("--relay", "splice", True), ("--relay", "packet", False), ("--workers", "2", True), ("--shiny", "1", False)],
+    [
+        *(("--relay", "splice", True), ("--relay", "packet", False), ("--workers", "2", True), ("--shiny", "1", False)),
+        *(("--limit", "3", True), ("--limit", "auto", True), ("--limit", "some", False)),
+    ],
 )
 def test_what_a_build_offers_is_read_from_its_help(option: str, value: str, there: bool) -> None:
-    text = "Options:\n  --relay copy|splice   How bytes move.\n  --workers N|auto  Processes.\n"
+    text = "Options:\n  --relay copy|splice   How bytes move.\n  --workers COUNT  Processes.\n  --limit N|auto  How many.\n"
     assert contenders.offered(text, option, value) is there
 
 

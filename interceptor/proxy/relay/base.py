@@ -65,7 +65,8 @@ class Relay(Protocol):
     def join(self, client: SocketType, upstream: SocketType, edges: Edges) -> Running:
         """What will move bytes both ways between two connected, non-blocking sockets, once started.
 
-        If the loop watches one of them already, then as a STREAM; from `start` on its events are the relay's.
+        If the loop watches one of them already, then `upstream` as a STREAM and `client` for ARRIVALS; from `start` on their
+        events are the relay's.
         """
 
     def abandon(self, client: SocketType) -> None:

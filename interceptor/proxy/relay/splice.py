@@ -103,13 +103,16 @@ class End:
         "quiet",
         "shared",
         "sock",
+        "tells_room",
         "unsent",
         "written",
     )
 
     EOF: Event
     FAILED: Event
+    TELLS_ROOM: bool  # whether it is watched for room from the start
     peer: End
+    quiet: int  # see QUIET_ROUNDS; since there is a pipe
 
     def __init__(self, shared: SpliceRelay, sock: SocketType, edges: Edges) -> None:
         self.shared = shared
@@ -122,7 +125,7 @@ class End:
         self.errno = 0  # SO_ERROR is given once: send() may eat what recv() would have said
         self.more = 0  # of MORE, what was told: read until there is nothing
         self.postponed = False  # the loop will call read_on
-        self.quiet = 0  # see QUIET_ROUNDS
+        self.tells_room = self.TELLS_ROOM
         self.written = 0  # bytes written to this end
 
     def ready(self, events: int) -> None:
@@ -168,13 +171,16 @@ class End:
                 return
             peer.written += sent
             if sent < size:
-                self.unsent = bytes(chunk[sent:])
-                self.held = True
+                self._keep(bytes(chunk[sent:]))
                 return
             if size == BUFFER_SIZE:
                 self._read_bulk()
                 return
             if not self.more:
+                return
+            if self.more == EPOLLRDHUP:
+                # The FIN was there before these bytes were read, and no error and no mark: behind a short read is only the end.
+                self._end()
                 return
 
     def read_on(self) -> None:
@@ -209,9 +215,19 @@ class End:
         peer.written += size
         if size == len(chunk):
             return True
-        self.unsent = chunk[size:]
-        self.held = True
+        self._keep(chunk[size:])
         return False
+
+    def _keep(self, rest: bytes) -> None:
+        self.unsent = rest
+        self.held = True
+        self.peer.await_room()
+
+    def await_room(self) -> None:
+        """Have the loop tell when this end takes bytes again; that it does by now is told as well."""
+        if not self.tells_room:
+            self.tells_room = True
+            self.shared.loop.watch_room(self.sock.fileno(), self.ready)
 
     def _read_bulk(self) -> None:
         pipe = self.shared.pipes.take()
@@ -255,6 +271,7 @@ class End:
                 peer.written += size
         except BlockingIOError:
             self.held = True
+            peer.await_room()
             return False
         except OSError as error:
             peer.break_off(error.errno or errno.EIO)
@@ -277,8 +294,9 @@ class End:
         if self.errno:
             self._fail(self.errno)
             return
-        self.ended = True
-        self.let_go()
+        self.ended = self.held = True
+        if self.pipe is not None:
+            self.let_go()
         self.edges.feed(self.EOF)
 
     def break_off(self, number: int) -> None:
@@ -317,15 +335,16 @@ class End:
 
 
 class UpstreamEnd(End):
-    """The upstream's."""
+    """The upstream's, watched for room since it was dialled."""
 
     __slots__ = ()
     EOF = Event.UPSTREAM_EOF
     FAILED = Event.UPSTREAM_FAILED
+    TELLS_ROOM = True
 
 
 class ClientEnd(End):
-    """The client's; stands for both towards the connection (Running)."""
+    """The client's; stands for both towards the connection (Running). Watched for room once it lacked some; most never do."""
 
     __slots__ = ()
     name = "splice"
@@ -333,6 +352,7 @@ class ClientEnd(End):
     ended_at = None
     EOF = Event.CLIENT_EOF
     FAILED = Event.CLIENT_FAILED
+    TELLS_ROOM = False
 
     @property
     def sent(self) -> int:
@@ -357,7 +377,7 @@ class ClientEnd(End):
         if not first or (self.write_to_peer(first) and was_told):
             self.read()
         if self.edges is not NOBODY:
-            loop.watch_stream(client, self.ready)
+            loop.watch_arrivals(client, self.ready)
 
     def stop(self) -> None:
         """See Running.stop."""
