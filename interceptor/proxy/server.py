@@ -69,7 +69,7 @@ class Proxy:
         self._runtime = Runtime(
             settings, self._loop, view, relay, open_socket, on_flow, Owners(view), local, counts or Region().worker(0), names
         )
-        self._sweep = Sweep(self._loop, settings)
+        self._sweep = Sweep(self._loop, settings, view.half_closed_timeout_s)
         self._limits = Limits(settings.max_connections, settings.max_connections_per_client)
         self._runtime.hooks = self._own_hooks()
         self._own_ports = settings.own_ports | {bound.listener.port for bound in listeners}
