@@ -171,7 +171,7 @@ class Proxy:
         addresses = parse_resolvers(self._settings.resolvers, self._own_ports, self._runtime.view.netlink.is_local)
         if not addresses or self._settings.dns_port is None:
             return None
-        # Brings dnspython, 60 ms and 14 MB, for those alone who have DNS captured. serve.py has done it before the fork.
+        # Brings dnspython, 60 ms and 5 MB, for those alone who have DNS captured. serve.py has done it before the fork.
         from interceptor.proxy.dns.resolver import Resolver
 
         if self._runtime.names is None:
