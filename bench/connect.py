@@ -1,10 +1,11 @@
 """What a connection costs under `--outbound connect`, beside rules and beside nothing. Root; Linux; a cgroup v2.
 
-Two namespaces and a veth; one process connects and resets, one accepts and closes, in a cgroup of this process. Interleaved:
-each round measures every case once, so drift of the machine hits all alike. Prints for each case the median of connections a
-second and of CPU time (both processes, user and system) a connection, and the ratio to `nothing` of the same round.
+Two namespaces and a veth. One process connects and resets, in a cgroup of this process; one accepts and closes, outside it, as
+the servers of excluded destinations are; a captured connection's server is the proxy, and inside. Interleaved: each round
+measures every case once, so drift of the machine hits all alike. Prints for each case the median of connections a second and of
+CPU time (both processes, user and system) a connection, and the ratio to `nothing` of the same round.
 
-    python -m bench.connect [ROUNDS [CONNECTIONS]]
+    python -m bench.connect [ROUNDS [CONNECTIONS [CASE...]]]
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 from interceptor import capture
+from interceptor.backends import cgroups
 from interceptor.netns import entered
 from tests.rig.capturing import options
 from tests.rig.connecting import own_bpffs, own_cgroup
@@ -42,8 +45,8 @@ CASES: dict[str, tuple[dict[str, str] | None, int]] = {
 
 
 @contextmanager
-def accepting(pod: Pod, port: int, *, transparent: bool = False) -> Iterator[None]:
-    """A process that accepts and closes, as uid 1337, until the block ends."""
+def accepting(pod: Pod, port: int, *, transparent: bool = False, cgroup: str | None = None) -> Iterator[None]:
+    """A process that accepts and closes, as uid 1337 and in `cgroup` if given, until the block ends."""
     with entered(pod.path):
         listening = socket.create_server(("", port), backlog=4096)
     if transparent:
@@ -52,6 +55,8 @@ def accepting(pod: Pod, port: int, *, transparent: bool = False) -> Iterator[Non
     child = os.fork()
     if child == 0:
         os.close(reading)
+        if cgroup is not None:
+            Path(cgroup, "cgroup.procs").write_text(str(os.getpid()))
         os.setgid(1337)
         os.setuid(1337)
         listening.settimeout(2)
@@ -88,14 +93,23 @@ def used(who: int) -> float:
     return found.ru_utime + found.ru_stime
 
 
-def measure(pod: Pod, far: Pod, texts: dict[str, str] | None, port: int, count: int) -> tuple[float, float]:
+def own_cgroup_directory() -> str:
+    """Where this process is."""
+    own = next(line[3:].strip() for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
+    return cgroups.mount_point() + own
+
+
+def measure(pod: Pod, far: Pod, texts: dict[str, str] | None, port: int, count: int, outside: str) -> tuple[float, float]:
     """(connections a second, CPU µs a connection) of one case."""
     with ExitStack() as stack:
         if texts is not None:
             capture.enable(options(backend="nft", **texts), netns=pod.name)
             stack.callback(capture.disable, netns=pod.name)
         before = used(resource.RUSAGE_CHILDREN)
-        with accepting(far, port), accepting(pod, PROXY, transparent=bool(texts and texts["outbound"] == "tproxy")):
+        with (
+            accepting(far, port, cgroup=outside),
+            accepting(pod, PROXY, transparent=bool(texts and texts["outbound"] == "tproxy")),
+        ):
             rate, cpu = connect_and_reset(pod, port, count)
         # The accepting processes are reaped by now.
         return rate, (cpu + used(resource.RUSAGE_CHILDREN) - before) / count * 1e6
@@ -105,14 +119,16 @@ def main() -> None:
     """Measure and print."""
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 9
     count = int(sys.argv[2]) if len(sys.argv) > 2 else 3000
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in CASES}
+    cases = {name: CASES[name] for name in ("nothing", *(sys.argv[3:] or list(CASES)[1:]))}
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in cases}
+    outside = own_cgroup_directory()
     with own_bpffs(), own_cgroup() as cgroup, pods(2) as (pod, far):
         wire(pod, far, ("eth0", "eth0"), (["10.10.0.1/24"], [f"{FAR}/24"]))
         ip(f"route add default via {FAR}\n", pod)
         for _ in range(rounds):
-            for name, (texts, port) in CASES.items():
+            for name, (texts, port) in cases.items():
                 more = {"capture_cgroup": cgroup} if texts and texts["outbound"] == "connect" else {}
-                found[name].append(measure(pod, far, texts and {**texts, **more}, port, count))
+                found[name].append(measure(pod, far, texts and {**texts, **more}, port, count, outside))
     print(f"{'':20} {'conn/s':>8} {'ratio':>6} {'CPU µs':>8} {'ratio':>6}   (medians of {rounds} rounds of {count})")
     for name, results in found.items():
         rates, cpus = zip(*results, strict=True)

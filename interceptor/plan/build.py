@@ -268,25 +268,17 @@ class _Builder:
             for match, option in out.identities(config):
                 owned = replace(match, proto=Proto.TCP, syn=True, out_interface="lo")
                 yield from self.enter(owned, Jump("MARK_PROXY"), "the proxy's own", option)
-        yield from self._udp_from_clients_address()
+        if self.udp_in and self.keeps_source:
+            for match, option in out.identities(config):
+                leg = replace(match, proto=Proto.UDP, direction=Direction.ORIGINAL, out_interface="lo", src_is_local=False)
+                yield from self.enter(leg, SetConnmark(marks.original_source), "replies come back to the proxy", option)
+            yield from self.enter(*established.replies_to_proxy(config.tproxy_mark))
         if Proto.UDP in protos:
             # Without the direction an application's answer to an uncaptured datagram would be captured.
             first = Match(proto=Proto.UDP, direction=Direction.ORIGINAL)
             yield from self.enter(first, Jump("MARK"), "outbound", "--udp")
         yield from established.sent(self.routes)
         yield from self._blocked_entries("BLOCK_OUTBOUND", config.outbound != "off" or self.dns, udp=self.udp_out or self.dns)
-
-    def _udp_from_clients_address(self) -> Iterator[Rule]:
-        if not (self.udp_in and self.keeps_source):
-            return
-        mark = self.marks.original_source
-        for match, option in out.identities(self.config):
-            leg = replace(match, proto=Proto.UDP, direction=Direction.ORIGINAL, out_interface="lo", src_is_local=False)
-            yield from self.enter(leg, SetConnmark(mark), "replies come back to the proxy", option)
-        # Of any protocol: an ICMP error about the proxy's datagram belongs to its connection.
-        reply = Match(connmark=mark, direction=Direction.REPLY)
-        why = "reply to the proxy, not to the client"
-        yield from self.enter(reply, SetMark(self.config.tproxy_mark), why, "--original-source")
 
     def _mangle_prerouting(self, protos: tuple[Proto, ...]) -> Iterator[Rule]:
         config = self.config
@@ -308,8 +300,7 @@ class _Builder:
         """UDP that comes back in on lo because an OUTPUT rule marked it."""
         if Proto.UDP in protos:
             if self.udp_in and self.keeps_source:
-                mark = self.marks.original_source
-                reply = Match(proto=Proto.UDP, in_interface="lo", connmark=mark, direction=Direction.REPLY)
+                reply = replace(established.replies_to_proxy(self.config.tproxy_mark)[0], proto=Proto.UDP, in_interface="lo")
                 yield from self.enter(reply, Return(), "reply to the proxy, which has a socket for it", "--original-source")
             match = Match(proto=Proto.UDP, in_interface="lo", mark=self.config.tproxy_mark)
             capture = Tproxy(self.config.outbound_port, self.config.tproxy_mark)
@@ -332,10 +323,8 @@ class _Builder:
         for proto in self._inbound_tproxy_protos():
             # A SYN that is sent again to a connection that REDIRECT rules took goes on as it was. Answers to this pod's own
             # datagrams arrive here too: their direction tells them apart.
-            tcp, udp = (
-                replace(FIRST_TCP, untranslated=True),
-                Match(proto=proto, direction=Direction.ORIGINAL, dst_is_local=True),
-            )
+            tcp = replace(FIRST_TCP, untranslated=True)
+            udp = Match(proto=proto, direction=Direction.ORIGINAL, dst_is_local=True)
             yield from self.enter(tcp if proto is Proto.TCP else udp, Jump("TPROXY_IN"), "inbound", "--inbound")
         yield from self._blocked_virtual_entries()
         yield from self._blocked_entries("BLOCK_INBOUND", self.config.inbound != "off", udp=self.udp_in, udp_dst_is_local=True)

@@ -43,6 +43,12 @@ def sent(routes: Sequence[PolicyRoute]) -> Iterator[Rule]:
         yield Rule(coming, SetMark(mark), "reply to the proxy, not to the client", "--original-source")
 
 
+def replies_to_proxy(mark: Mark) -> tuple[Match, SetMark, str, str]:
+    """For what answers datagrams that the proxy sent from a client's address; also an ICMP error, which belongs to them."""
+    reply = Match(connmark=ConnectionMarks.of(mark).original_source, direction=Direction.REPLY)
+    return reply, SetMark(mark), "reply to the proxy, not to the client", "--original-source"
+
+
 def arrived(routes: Sequence[PolicyRoute], *, outbound_port: int, inbound_port: int) -> Iterator[Rule]:
     """For what came round through lo, from virtual interfaces or from outside: to the proxy's socket."""
     for mark, family in _marks(routes):

@@ -56,6 +56,7 @@ class Connection:
         "_upstream_local",
         "client",
         "client_address",
+        "is_kept_tracked",
         "lasts",
         "moved_at",
         "moved_before",
@@ -96,6 +97,7 @@ class Connection:
         self.moved_before = -1
         self.moved_at = start
         self.lasts = False
+        self.is_kept_tracked = False
 
     @property
     def direction(self) -> Direction:

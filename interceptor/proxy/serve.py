@@ -59,7 +59,7 @@ def serve(
     """
     shared = Shared(Region(workers), Names() if settings.dns_port is not None else None, options, attached)
     if settings.dns_port is not None:
-        # Before workers are forked, so that they share its 14 MB; and before the proxy becomes a user who may not read it.
+        # Before workers are forked, so that they share its 5 MB; and before the proxy becomes a user who may not read it.
         from interceptor.proxy.dns import datagrams, streams  # noqa: F401
     listeners = open_for_workers(settings, workers)
     # Here already: a worker could only die of it, again and again.

@@ -104,12 +104,12 @@ def dial_datagram(open_socket: OpenSocket, destination: Address, mark: int | Non
     return sock
 
 
-def notice_dead_peer(sock: SocketType | None, keepalive_s: float) -> None:
-    """Have the kernel ask a peer that was silent for `keepalive_s`, and as often again, whether it is still there."""
+def notice_dead_peer(sock: SocketType | None, keepalive_s: float, count: int = KEEPALIVE_COUNT) -> None:
+    """Have the kernel ask a peer that was silent for `keepalive_s`, and `count` times again, whether it is still there."""
     if sock is None:
         return
     seconds = max(1, round(keepalive_s))
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     sock.setsockopt(IPPROTO_TCP, socket.TCP_KEEPIDLE, seconds)
     sock.setsockopt(IPPROTO_TCP, socket.TCP_KEEPINTVL, seconds)
-    sock.setsockopt(IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_COUNT)
+    sock.setsockopt(IPPROTO_TCP, socket.TCP_KEEPCNT, count)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +21,7 @@ import dns.update
 import pytest
 
 from interceptor.errors import ProxyError
+from interceptor.proxy.dns.ports import MAX_WRONG, USES
 from tests.proxy.pods import DEADLINE_S, DNS, OUTBOUND, REDIRECT_RULES, V4, V6, Pods, client, is_reset, listen, pods, proxy
 from tests.proxy.resolvers import ADDRESSES, answer, negative, receive, send, server, stub, usual
 
@@ -339,6 +341,35 @@ def test_those_who_wait_together_get_an_answer_that_is_too_long_to_be_kept(pod: 
         resolver.sendto(made.to_wire(max_size=8000), peer)
         for asker in (one, other):
             assert values(dns.message.from_wire(asker.sock.recv(8000))) == sorted(texts)
+
+
+def test_questions_asked_at_once_share_a_few_ports_and_each_has_an_id_of_its_own(pod: Pods) -> None:
+    resolver = listen(pod.far, V4["far"], 5353, socket.SOCK_DGRAM)
+    queries = [dns.message.make_query(f"n{number}.test", "A") for number in range(3 * USES)]
+    with resolver, proxy(pod.pod, **settings(at(V4["far"]))) as running, stub(pod, V4["far"]) as client:
+        for query in queries:
+            client.sock.send(query.to_wire())
+        asked = [resolver.recvfrom(512) for _ in queries]
+        for question, peer in reversed(asked):
+            resolver.sendto(usual(dns.message.from_wire(question), "udp").to_wire(), peer)
+        answers = {response.id: response for response in (dns.message.from_wire(client.sock.recv(512)) for _ in queries)}
+        assert all(query.is_response(answers[query.id]) for query in queries)
+        assert running.stop() == 0
+    by_port = Counter(peer[1] for _, peer in asked)
+    assert max(by_port.values()) <= USES
+    assert len(by_port) < len(queries)
+    assert len({(question[:2], peer) for question, peer in asked}) == len(queries)
+
+
+def test_a_port_on_which_somebody_guesses_is_given_up(pod: Pods) -> None:
+    resolver = listen(pod.far, V4["far"], 5353, socket.SOCK_DGRAM)
+    with resolver, proxy(pod.pod, **settings(at(V4["far"]))) as running, stub(pod, V4["far"]) as client:
+        client.sock.send(dns.message.make_query("www.test", "A").to_wire())
+        question, peer = resolver.recvfrom(512)
+        for guess in range(MAX_WRONG + 1):
+            resolver.sendto((int.from_bytes(question[:2]) ^ 1 + guess).to_bytes(2) + b"\x81\x80" + question[4:], peer)
+        assert dns.message.from_wire(client.sock.recv(512)).rcode() == dns.rcode.SERVFAIL
+        assert running.flow()["error"] == "answers that fit no question"
 
 
 def test_what_does_not_fit_the_question_is_not_an_answer(pod: Pods) -> None:

@@ -4,7 +4,7 @@ Whoever signed or compressed a message knows why, so one that is passed on stays
 header have places that we know (RFC 1035 4.1.1), and only id and flags are changed. Reads hostile bytes: Malformed is all
 that is ever raised.
 
-Importing this costs 60 ms and 14 MB, so only a proxy that answers DNS does (server.py); and all that the library would import
+Importing this costs 60 ms and 5 MB, so only a proxy that answers DNS does (server.py); and all that the library would import
 later is imported here, while the proxy's user still may.
 """
 
