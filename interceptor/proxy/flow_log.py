@@ -104,8 +104,7 @@ class FlowLog:
 
     def _write_batch(self, size: int) -> None:
         limit = PIPE_BUF if stat.S_ISFIFO(os.fstat(self._descriptor).st_mode) else FILE_CHUNK
-        for chunk in chunks(self._lines(size), limit):
-            lines = chunk.count(b"\n")
+        for chunk, lines in chunks(self._lines(size), limit):
             rest = self._write(chunk)
             lost = min(lines, rest.count(b"\n"))  # it may begin with one that ends a torn line
             self._cells[self._written] += lines - lost
@@ -149,15 +148,15 @@ def _wait_for_room(descriptor: int) -> None:
     poll.poll()
 
 
-def chunks(lines: Iterable[bytes], limit: int) -> Iterator[bytes]:
-    """The lines joined to pieces of up to `limit` bytes; a longer line is a piece of its own."""
+def chunks(lines: Iterable[bytes], limit: int) -> Iterator[tuple[bytes, int]]:
+    """The lines joined to pieces of up to `limit` bytes, and how many each is made of; a longer line is a piece of its own."""
     chunk: list[bytes] = []
     size = 0
     for line in lines:
         if chunk and size + len(line) > limit:
-            yield b"".join(chunk)
+            yield b"".join(chunk), len(chunk)
             chunk, size = [], 0
         chunk.append(line)
         size += len(line)
     if chunk:
-        yield b"".join(chunk)
+        yield b"".join(chunk), len(chunk)

@@ -174,9 +174,9 @@ def test_a_non_blocking_descriptor_is_waited_for() -> None:
 def test_chunks_are_whole_lines_within_the_limit(lines: list[bytes], limit: int) -> None:
     made = list(chunks(lines, limit))
 
-    assert b"".join(made) == b"".join(lines)
-    assert all(chunk.endswith(b"\n") for chunk in made)
-    assert all(len(chunk) <= limit or chunk.count(b"\n") == 1 for chunk in made)
+    assert b"".join(chunk for chunk, _ in made) == b"".join(lines)
+    assert all(chunk.endswith(b"\n") and chunk.count(b"\n") == count for chunk, count in made)
+    assert all(len(chunk) <= limit or count == 1 for chunk, count in made)
 
 
 TEXT = st.none() | st.text()
