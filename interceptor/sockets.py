@@ -44,7 +44,7 @@ SIOCOUTQ = 0x5411  # linux/sockios.h: bytes written and not yet acknowledged by 
 V4_MAPPED = "::ffff:"  # RFC 4291 2.5.5.2
 
 TCP_CLOSE = 7  # net/tcp_states.h
-TCPI_UNACKED = slice(24, 28)  # of struct tcp_info, linux/tcp.h
+TCPI_UNACKED, TCPI_SACKED = slice(24, 28), slice(28, 32)  # of struct tcp_info, linux/tcp.h
 
 SOCKADDR_IN_SIZE = 16  # struct sockaddr_in, linux/in.h
 SOCKADDR_IN6_SIZE = 28  # struct sockaddr_in6, linux/in6.h
@@ -125,14 +125,16 @@ def accept(listener: socket.SocketType, family: int) -> tuple[socket.SocketType,
     return sock, peer
 
 
-def waiting(listener: socket.socket) -> int:
-    """How many connections `accept` can take off a TCP listener now.
+def waiting(listener: socket.socket) -> int | None:
+    """How many connections `accept` can take off a TCP listener now; None where the kernel does not say (gVisor's).
 
     An accept(2) in vain makes a socket and a file before it finds that nobody waits: six times the cost of asking.
     """
-    # Of a listener, tcpi_unacked is the length of that queue (tcp_get_info, net/ipv4/tcp.c).
-    info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCPI_UNACKED.stop)
-    return int.from_bytes(info[TCPI_UNACKED], sys.byteorder)
+    # Of a listener, tcpi_unacked is the length of that queue, and tcpi_sacked the longest it may be (tcp_get_info,
+    # net/ipv4/tcp.c).
+    info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCPI_SACKED.stop)
+    count = int.from_bytes(info[TCPI_UNACKED], sys.byteorder)
+    return count if count or any(info[TCPI_SACKED]) else None
 
 
 def decode_sockaddr(raw: bytes) -> Address:

@@ -59,7 +59,8 @@ class Acceptor:
 
     def close(self) -> None:
         """Take those that wait already, whose clients think they are connected, and no more."""
-        self._accept()
+        while self._take_batch():
+            pass
         self._open = False
         # Explicitly: `interceptor run` has a second descriptor for the same socket.
         self.runtime.loop.unwatch(self._sock.fileno())
@@ -83,28 +84,34 @@ class Acceptor:
 
     def _accept(self) -> None:
         # Told once that somebody waits: so all that do, as far as it is not the others' turn. Who comes later is told.
-        if not self._open:
-            return
-        count, now = waiting(self._sock), time.monotonic()
-        # All before the first is dialled: of most, the first bytes are there by then.
-        for client, sockaddr in self._accept_all(min(count, ACCEPT_BATCH)):
-            self._take(client, normal(sockaddr), now)
-        if count > ACCEPT_BATCH:
+        if self._open and self._take_batch():
             self.runtime.loop.postpone(self._accept)
 
-    def _accept_all(self, count: int) -> list[tuple[SocketType, SockAddr]]:
+    def _take_batch(self) -> bool:
+        """Whether more may wait."""
+        count, now = waiting(self._sock), time.monotonic()
+        accepted, none_left = self._accept_all(ACCEPT_BATCH if count is None else min(count, ACCEPT_BATCH))
+        # All before the first is dialled: of most, the first bytes are there by then.
+        for client, sockaddr in accepted:
+            self._take(client, normal(sockaddr), now)
+        return not none_left and (count is None or count > ACCEPT_BATCH)
+
+    def _accept_all(self, count: int) -> tuple[list[tuple[SocketType, SockAddr]], bool]:
+        """Up to `count` of those who wait; and whether it is known that there are no more, or that they must wait."""
         sock, family = self._sock, self._family
         accepted: list[tuple[SocketType, SockAddr]] = []
         for _ in range(count):
             try:
                 accepted.append(accept(sock, family))
+            except BlockingIOError:
+                return accepted, True
             except OSError as error:
                 self.runtime.counts.add(ACCEPT_ERRORS, errno_name(error.errno or 0))
                 if error.errno in ACCEPT_CAPACITY_ERRNOS:
                     self.runtime.loop.later(ACCEPT_PAUSE_S, self._accept)
-                    break
+                    return accepted, True
                 # Else the client's problem, ECONNABORTED and the like (accept(2)): the next one may be well.
-        return accepted
+        return accepted, False
 
     def _take(self, sock: SocketType, client: SockAddr, now: float) -> None:
         runtime = self.runtime

@@ -15,6 +15,7 @@ import pytest
 
 from interceptor import netns
 from interceptor.errors import ProxyError
+from interceptor.proxy import acceptor
 from interceptor.proxy.flows import Flow
 from interceptor.proxy.server import Proxy, open_listeners
 from interceptor.proxy.settings import Listener, ProxySettings
@@ -290,3 +291,24 @@ def wait_for_refusal(world: Pods) -> None:
             return
         time.sleep(0.005)
     raise AssertionError("still listening")
+
+
+def test_where_the_kernel_does_not_say_who_waits_all_are_accepted(world: Pods, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(acceptor, "waiting", lambda _listener: None)
+    monkeypatch.setattr(acceptor, "ACCEPT_BATCH", 2)
+    given = settings(Listener("outbound", "redirect", OUTBOUND, "v4"))
+    with netns.entered(f"/run/netns/{world.pod}"):
+        listeners = open_listeners(given)
+    flows: list[Flow] = []
+    clients = [
+        client(world.pod, "127.0.0.1", OUTBOUND) for _ in range(5)
+    ]  # refused, once they are accepted: nobody captured them
+    served = Proxy(given, listeners, flows.append)
+    thread = threading.Thread(target=served.run)
+    thread.start()
+    for sock in clients:
+        with sock, pytest.raises(ConnectionResetError):
+            sock.recv(1)
+    served.stop()
+    thread.join(DEADLINE_S)
+    assert [flow.reason for flow in flows] == ["refused_direct_dial"] * 5

@@ -197,6 +197,7 @@ def test_the_quick_way_to_a_connection_s_owner_finds_what_the_general_one_finds(
 def test_who_waits_at_a_listener_is_counted(family: socket.AddressFamily) -> None:
     with socket.socket(family) as listener:
         listener.bind(("127.0.0.1" if family == socket.AF_INET else "::1", 0))
+        assert waiting(listener) is None
         listener.listen()
         assert waiting(listener) == 0
         clients = [socket.create_connection(listener.getsockname()[:2]) for _ in range(3)]
