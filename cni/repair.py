@@ -181,7 +181,7 @@ class Repairer:
                 capture.disable(netns=target.way)
                 return
             looked.good = capture.fingerprint(netns=target.way)
-            self._set_state(target, "early" if plan.waits and not plan.announced else "captured")
+            self._set_state(target, "early" if plan.waiting and not plan.announced else "captured")
             self._done(target, looked, "healed", "CaptureHealed", "its capture rules were missing or changed; written again")
             return
         looked.not_before = time.monotonic() + RETRY_S

@@ -97,7 +97,7 @@ def enable(
         found = _look(netns, resolvers)
         plan = build_plan(config, found)
         missing = detect.missing_parts(config.backend)
-        plan = replace(plan, announced=plan.waits and _has_announced(missing, had_rules))
+        plan = replace(plan, announced=bool(plan.waiting) and _has_announced(missing, had_rules))
         choice = _choose(config, plan, missing)
         surroundings_changed = surroundings.prepare(plan)
         backend = _backend(choice.name)
@@ -157,8 +157,11 @@ def check(config: Config, *, netns: str | None = None, resolvers: Sequence[str] 
 
 
 def announced(plan: Plan) -> bool | None:
-    """Whether the proxy has announced itself here; None where `plan` does not wait for it. In the current namespace."""
-    return bool(noting.noted()) if plan.waits else None
+    """Whether the proxy has announced itself here, in all families that wait; None where `plan` does not wait for it.
+
+    In the current namespace.
+    """
+    return plan.waiting <= (noting.noted() or frozenset()) if plan.waiting else None
 
 
 def fingerprint(*, netns: str | None = None) -> tuple[object, ...] | None:
@@ -174,7 +177,7 @@ def fingerprint(*, netns: str | None = None) -> tuple[object, ...] | None:
 def _has_announced(missing: dict[detect.BackendName, str], had_rules: bool) -> bool:
     noted = noting.noted()
     if noted is not None:
-        return noted
+        return bool(noted)
     return had_rules or at_connect.stands() or any(_holding(missing, None))
 
 

@@ -11,16 +11,19 @@ from contextlib import suppress
 from interceptor.backends import nft_table
 from interceptor.errors import BackendError
 from interceptor.render.iptables import ANNOUNCED
+from interceptor.values import Family
 
 # Writing "+ADDRESS" adds one (net/netfilter/xt_recent.c); rules look for everybody's, of their family.
 LIST = f"/proc/thread-self/net/xt_recent/{ANNOUNCED}"
 EVERYBODY = ("+0.0.0.0", "+::")
 
 
-def noted() -> bool | None:
-    """What rules here have noted; None when no rule of ours asks."""
-    found = [state for state in (nft_table.announced(), _in_list()) if state is not None]
-    return any(found) if found else None
+def noted() -> frozenset[Family] | None:
+    """The families for which rules have noted it; None when no rule of ours asks. In nft one announcement is for both."""
+    in_table, in_list = nft_table.announced(), _in_list()
+    if in_table is None and in_list is None:
+        return None
+    return frozenset(Family if in_table else ()) | (in_list or frozenset())
 
 
 def note_in_list() -> None:
@@ -33,7 +36,8 @@ def note_in_list() -> None:
         raise BackendError(f"noting in {LIST} that the proxy has announced itself: {error.strerror}") from error
 
 
-def _in_list() -> bool | None:
+def _in_list() -> frozenset[Family] | None:
     with suppress(OSError), open(LIST, encoding="ascii") as entries:
-        return bool(entries.read())
+        addresses = [line.split()[0].removeprefix("src=") for line in entries]
+        return frozenset(Family.V6 if ":" in address else Family.V4 for address in addresses)
     return None

@@ -115,7 +115,7 @@ class IptablesBackend:
         try:
             cttimeout.ensure(_users_of_timeouts(wanted))
             begun += before
-            present = self._note_announced(wanted, before) if plan.waits and plan.announced else before
+            present = self._note_announced(wanted, before) if plan.waiting and plan.announced else before
             for family, held in present.items():
                 self._restore(family, wanted[family], held.tables)
             self._finish(wanted)

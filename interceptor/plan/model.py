@@ -261,9 +261,10 @@ class Plan:
     announced: bool = field(default=False, compare=False)
 
     @property
-    def waits(self) -> bool:
-        """Whether some rule asks if the proxy has announced itself."""
-        return any(rule.match.announced is not None for chain in self.chains for rule in chain.rules)
+    def waiting(self) -> frozenset[Family]:
+        """The families with rules that ask whether the proxy has announced itself: it is to do so in each."""
+        heard = [rule.match for chain in self.chains for rule in chain.rules if isinstance(rule.verdict, Announce)]
+        return frozenset(family for family in Family if any(match.family in (None, family) for match in heard))
 
     @property
     def all_chains(self) -> tuple[Chain, ...]:

@@ -96,7 +96,7 @@ def _timeouts(plan: Plan) -> Iterator[str]:
 
 
 def _announced(plan: Plan) -> Iterator[str]:
-    if plan.waits:
+    if plan.waiting:
         begins = f"\t\telements = {{ {_ELEMENT} }}\n" if plan.announced else ""
         yield f"\tset {ANNOUNCED} {{\n\t\ttype mark\n\t\tsize 1\n\t\tflags dynamic\n{begins}\t}}\n"
 

@@ -11,6 +11,8 @@ import pytest
 from interceptor import capture
 from interceptor.backends import announced as noting
 from interceptor.netns import entered
+from interceptor.proxy import readiness
+from interceptor.values import Family
 from tests.netns.test_contract_lifecycle import CAPTURED, questions, traffic
 from tests.rig.announcing import PORT, announce
 from tests.rig.capturing import capturing, enable, options
@@ -18,7 +20,7 @@ from tests.rig.client import LOST, LOST_S, PROXY_UID, REFUSED, Answer, Question,
 from tests.rig.kernel import forget_connections, snapshot, written
 from tests.rig.net import Pod, pods, wire
 from tests.rig.servers import Server, serving
-from tests.rig.sockets import open_socket, split
+from tests.rig.sockets import identity, open_socket, split
 from tests.rig.world import NETS, RESETTING, Net, World
 
 Ask = Callable[..., Answer]
@@ -194,6 +196,16 @@ def test_an_uncovered_family_is_blocked_from_the_announcement_on(w: World, backe
         assert ask(w.pod, v6, timeout_s=LOST_S) == LOST
 
 
+def test_a_family_that_was_not_announced_is_told_by_check(w: World, backend: str) -> None:
+    with capturing(w.pod, backend=backend, **BYPASS):
+        with entered(w.pod.path), identity(PROXY_UID, PROXY_UID):
+            assert readiness.announce(("127.0.0.1",), PORT) == ("127.0.0.1",)
+        v6 = ask(w.pod, NETS["v6"].at("server")).by
+        assert v6 == ("outbound" if backend == "nft" else "far"), "nft notes it for both"
+        checked = capture.check(options(backend=backend, **BYPASS), netns=w.pod.name)
+        assert checked.announced is (v6 == "outbound")
+
+
 def test_without_v6_on_lo_the_proxy_announces_itself_at_another_address(backend: str) -> None:
     v6 = NETS["v6"]
     with pods(2) as (pod, far), serving() as servers:
@@ -285,14 +297,14 @@ def test_announcing_once_changes_the_fingerprint_once(w: World, backend: str) ->
     with capturing(w.pod, backend=backend, **BYPASS):
         early = capture.fingerprint(netns=w.pod.name)
         announce(w.pod)
-        assert state(w.pod) is True
+        assert state(w.pod) == set(Family)
         announced = capture.fingerprint(netns=w.pod.name)
         announce(w.pod)
         assert capture.fingerprint(netns=w.pod.name) == announced
         assert early != announced or announced is None
 
 
-def state(pod: Pod) -> bool | None:
+def state(pod: Pod) -> frozenset[Family] | None:
     """What the rules in `pod` have noted."""
     with entered(pod.path):
         return noting.noted()

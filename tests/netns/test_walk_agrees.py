@@ -128,7 +128,7 @@ def enable_anew(w: World, config: Config, *, is_announced: bool) -> Plan:
     if config.before_proxy == "bypass":
         capture.disable(netns=w.pod.name)
     plan = capture.enable(config, netns=w.pod.name, had_rules=is_announced).plan
-    assert plan.announced == (plan.waits and is_announced)
+    assert plan.announced == (bool(plan.waiting) and is_announced)
     return plan
 
 
@@ -149,7 +149,7 @@ def draw_packet(w: World, plan: Plan, chance: random.Random) -> tuple[Question, 
     way = chance.choice((_outgoing, _outgoing, _to_itself, _incoming, _from_guest))
     while True:
         question, packet = way(w, net, plan, chance)
-        packet = replace(packet, announced=plan.announced or not plan.waits)
+        packet = replace(packet, announced=plan.announced or not plan.waiting)
         # What announces the proxy changes what becomes of all after it.
         announces = any(isinstance(step.rule.verdict, Announce) for step in walk(plan, packet).steps)
         if packet.announced or not announces:
