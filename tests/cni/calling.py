@@ -78,7 +78,7 @@ class Binary:
         netns: str | None = None,
         config: Mapping[str, Any] | bytes | None = None,
         *,
-        timeout_s: float = 20,
+        timeout_s: float = 60,
         **environment: str | None,
     ) -> Done:
         """One call. `environment` replaces variables, None takes one away."""
