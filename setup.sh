@@ -10,7 +10,7 @@ fi
 wanted='python3 python3-venv nftables iptables iproute2 conntrack curl make procps gcc libc6-dev python3-dev'
 case "${1:-}" in
 '') ;;
---tests) wanted="$wanted clang linux-libc-dev haproxy nginx-light dnsmasq-base kubernetes-client" ;;
+--tests) wanted="$wanted clang linux-libc-dev haproxy nginx-light dnsmasq-base kubernetes-client strace" ;;
 *)
     echo "setup.sh: $1: no such option; --tests is the only one" >&2
     exit 2
