@@ -55,7 +55,7 @@ def test_many_are_deleted_at_once_whether_all_are_there_or_not() -> None:
         table.update(struct.pack("=I", number), bytes(4))
     table.delete_all([])
     table.delete_all([struct.pack("=I", number) for number in (99, 0, 1, 98, 97, 6, 7, 96)])
-    assert sorted(struct.unpack("=I", key)[0] for key in table.keys()) == [2, 3, 4, 5]
+    assert sorted(struct.unpack("=I", key)[0] for key, _ in table.items()) == [2, 3, 4, 5]
     table.close()
 
 
