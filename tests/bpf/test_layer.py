@@ -49,6 +49,16 @@ def test_hash_map_keeps_finds_walks_and_deletes() -> None:
     table.close()
 
 
+def test_many_are_deleted_at_once_whether_all_are_there_or_not() -> None:
+    table = maps.create_map(MapDefinition("table", HASH, 4, 4, 16))
+    for number in range(8):
+        table.update(struct.pack("=I", number), bytes(4))
+    table.delete_all([])
+    table.delete_all([struct.pack("=I", number) for number in (99, 0, 1, 98, 97, 6, 7, 96)])
+    assert sorted(struct.unpack("=I", key)[0] for key, _ in table.items()) == [2, 3, 4, 5]
+    table.close()
+
+
 def test_noexist_refuses_to_replace() -> None:
     table = maps.create_map(MapDefinition("table", HASH, 4, 4, 1))
     table.update(bytes(4), b"1234", maps.NOEXIST)

@@ -22,6 +22,8 @@ pytestmark = pytest.mark.netns
 COUNT = 10_000
 SHORT_COUNT = 300
 AT_ONCE = 64
+# sendall() of 16 MB to one who reads 4 KB at a time, among 128 threads of one Python: 30 s pass on a busy machine.
+HANG_S = 120
 SEED = struct.Struct("!Q")
 # Most are small, one in a hundred is up to the largest.
 LARGE, LARGEST = 256 * 1024, 16 << 20
@@ -192,7 +194,7 @@ def serve(listener: socket.socket, count: int, failures: list[str]) -> None:
         seed = -1
         try:
             with sock:
-                sock.settimeout(30)
+                sock.settimeout(HANG_S)
                 (seed,) = SEED.unpack(read_exactly(sock, SEED.size))
                 (_, part), theirs, mine = script(seed)
                 part(sock, mine, theirs)
@@ -212,7 +214,7 @@ def converse(world: Pods, net: dict[str, str], relay: str, count: int) -> None:
         (part, _), mine, theirs = script(seed)
         try:
             with client(world.pod, net["far"], 7300) as sock:
-                sock.settimeout(30)
+                sock.settimeout(HANG_S)
                 sock.sendall(SEED.pack(seed))
                 part(sock, mine, theirs)
         except (OSError, AssertionError) as error:
@@ -223,13 +225,13 @@ def converse(world: Pods, net: dict[str, str], relay: str, count: int) -> None:
         before = descriptors(running.process.pid)
         with listen(world.far, net["far"], 7300) as server:
             server.listen(512)
-            server.settimeout(60)
+            server.settimeout(HANG_S)
             serving = threading.Thread(target=serve, args=(server, count, failures))
             serving.start()
             with ThreadPoolExecutor(AT_ONCE) as pool:
                 for _ in pool.map(play, range(count)):
                     pass
-            serving.join(60)
+            serving.join(HANG_S)
         assert failures == []
         wait_until_closed(running.process.pid, before)
         running.stop()

@@ -93,7 +93,7 @@ def _verdict(place: Path) -> str:
 
 
 def _doctor(release: str) -> dict[str, Finding]:
-    for suite in ("full", "short"):
+    for suite in ("full", "short", "script"):
         place = RESULTS / f"{release}-{suite}" / "doctor.json"
         if place.exists():
             return {each["name"]: each for each in json.loads(place.read_text())["findings"]}
@@ -106,7 +106,7 @@ def _by_backend(finding: Finding) -> str:
 
 
 def _plain(finding: Finding) -> str:
-    return "yes" if finding["status"] == "ok" else f"{finding['status']}: {finding['found']}"
+    return "yes" if finding["status"] == "ok" else str(finding["status"])
 
 
 def _used(place: Path) -> str:
