@@ -21,7 +21,7 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pytest -q --co tests --ignore tests/deploy >/dev/null
-	$(BIN)/pytest -q tests/unit tests/property
+	$(BIN)/pytest -q -n auto tests/unit tests/property
 
 unit: $(STAMP)
 	$(BIN)/pytest -q tests/unit tests/property

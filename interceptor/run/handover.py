@@ -46,12 +46,15 @@ class _HandedNetlink(Netlink):
 
 
 class _HandedView(NetnsView):
-    def __init__(self, namespace: tuple[int, int], descriptor: int, netlink: Netlink) -> None:
+    def __init__(
+        self, namespace: tuple[int, int], descriptor: int, netlink: Netlink, half_closed_timeout_s: int | None
+    ) -> None:
         self._descriptor = descriptor
         self._identity = namespace
         self.netlink = netlink
         self.changes = None  # it would have to be opened inside
         self.finder = ProcessFinder(namespace)
+        self.half_closed_timeout_s = half_closed_timeout_s
 
 
 def send_listeners(control: socket.socket, settings: ProxySettings) -> None:
@@ -61,7 +64,8 @@ def send_listeners(control: socket.socket, settings: ProxySettings) -> None:
     diag = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG)
     route = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
     kinds = [[each.protocol, *each.listener] for each in bound]
-    message = json.dumps({"listeners": kinds, "namespace": netns.identity()})
+    timeout_s = bound[0].view.half_closed_timeout_s
+    message = json.dumps({"listeners": kinds, "namespace": netns.identity(), "half_closed_timeout_s": timeout_s})
     descriptors = [here, diag.fileno(), route.fileno(), *(each.sock.fileno() for each in bound)]
     socket.send_fds(control, [message.encode()], descriptors)
     for each in bound:
@@ -90,7 +94,7 @@ def receive_listeners(control: socket.socket) -> Handed:
     device, inode = message["namespace"]
     here, diag, route, *sockets = descriptors
     netlink = _HandedNetlink(socket.socket(fileno=diag), socket.socket(fileno=route))
-    view = _HandedView((device, inode), here, netlink)
+    view = _HandedView((device, inode), here, netlink, message["half_closed_timeout_s"])
     listeners = [
         BoundListener(Listener(*listener), protocol, socket.socket(fileno=descriptor), view)
         for (protocol, *listener), descriptor in zip(message["listeners"], sockets, strict=True)
