@@ -5,17 +5,20 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import struct
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from interceptor import capture
+from interceptor import capture, netns
 from interceptor.bpf import links
 from interceptor.config import Config
+from interceptor.proxy.relay import packet
 from interceptor.sockets import reset_on_close
 from tests.proxy.conversations import converse, read_all, read_exactly
 from tests.proxy.packet_world import entries, out_of_order, rough, tracked, until
@@ -25,6 +28,7 @@ pytestmark = pytest.mark.netns
 PORT = 7400
 NETS = {"v4": V4, "v6": V6}
 FAMILIES = pytest.mark.parametrize("family", ["v4", "v6"])
+RST, ACK = 4, 16
 COUNT = 120
 TORTURE_COUNT = 10_000
 ROUGH_COUNT = 2_000
@@ -304,3 +308,56 @@ def test_the_probe_is_answered_by_a_proxy_that_holds_its_clients(world: Pods) ->
         near.sendall(b"?")
         near.shutdown(socket.SHUT_WR)
         assert read_all(near)
+
+
+def checksummed(source: str, destination: str, segment: bytes) -> bytes:
+    """A TCP segment with its checksum (RFC 9293 3.1), which is at offset 16."""
+    pseudo = socket.inet_aton(source) + socket.inet_aton(destination) + struct.pack("!BBH", 0, socket.IPPROTO_TCP, len(segment))
+    total = sum(struct.unpack(f"!{(len(pseudo) + len(segment)) // 2}H", pseudo + segment))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return segment[:16] + struct.pack("!H", ~total & 0xFFFF) + segment[18:]
+
+
+@contextmanager
+def forging(world: Pods, victim: tuple[str, int]) -> Iterator[Callable[[int], None]]:
+    """Send bare segments to `victim` in the name of the server, with such flags and numbers that nobody believes."""
+    server = V4["far"]
+    with netns.entered(f"/run/netns/{world.far}"):
+        raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP)
+
+    def send(flags: int) -> None:
+        segment = struct.pack("!HHIIBBHHH", PORT, victim[1], 1, 1, 5 << 4, flags, 1000, 0, 0)
+        raw.sendto(checksummed(server, victim[0], segment), (victim[0], 0))
+
+    with raw:
+        yield send
+
+
+def test_a_forged_reset_ends_nothing(world: Pods) -> None:
+    with splicing(world, "v4") as running:
+        with connected(world) as (near, far), forging(world, far.getpeername()) as send:
+            near.sendall(b"abc")
+            assert read_exactly(far, 3) == b"abc"
+            send(RST)
+            deadline = time.monotonic() + 2 * packet.RESET_LINGER_S
+            while time.monotonic() < deadline:
+                far.sendall(b"x")
+                assert near.recv(1) == b"x"
+                time.sleep(0.01)
+            assert running.flows == []
+        flow = running.flow()
+    assert flow["reason"] == "closed"
+
+
+def test_packets_of_the_other_end_do_not_revive_a_flow_that_was_reset(world: Pods) -> None:
+    with splicing(world, "v4") as running, connected(world) as (near, far), forging(world, far.getpeername()) as send:
+        near.sendall(b"abc")
+        assert read_exactly(far, 3) == b"abc"
+        reset_on_close(near)
+        near.close()
+        deadline = time.monotonic() + 5 * packet.RESET_LINGER_S
+        while not running.flows and time.monotonic() < deadline:
+            send(ACK)  # as if it had been on its way for long: the client's kernel answers each with a RST
+            time.sleep(0.01)
+        assert [flow["reason"] for flow in running.flows] == ["client_failed"]

@@ -61,7 +61,9 @@ INLINE void account(struct path *path, const struct packet *packet)
 		path->bytes += more;
 	if (packet->flags & ACK && is_after(packet->ack, path->acked))
 		path->acked = packet->ack;
-	path->seen_ns = bpf_ktime_get_coarse_ns();
+	/* A RST is no sign of life: a kernel answers with it what comes for a socket that is gone. */
+	if (!(packet->flags & RST))
+		path->seen_ns = bpf_ktime_get_coarse_ns();
 }
 
 /* Whether the packet's options need `unusual`, which costs more. */

@@ -26,6 +26,7 @@ from interceptor.proxy.relay import packet_layout as layout
 from interceptor.proxy.relay.base import Edges, Relay, Running
 from interceptor.proxy.relay.packet_adopt import Adopted, adopt
 from interceptor.proxy.relay.packet_layout import Asked, Ends, State
+from interceptor.proxy.relay.packet_table import Counts as FlowCounts
 from interceptor.proxy.relay.packet_table import FlowTable, cookie_of, fall_silent, speak_again
 from interceptor.proxy.session import Event
 from interceptor.sockets import SockAddr
@@ -33,7 +34,7 @@ from interceptor.sockets import SockAddr
 # The last acknowledgement may be lost: the other end repeats its FIN after its RTO, 200 ms and more. As long the sockets
 # stay, for their ports: an application that got one would be mistaken for the flow.
 LINGER_S = 0.5
-# A RST is believed when nobody has answered it for so long: a forged one is, and the flow goes on (RFC 5961 3).
+# A RST is believed when its sender says nothing else for so long: after a forged one, the flow goes on (RFC 5961 3).
 RESET_LINGER_S = 1.0
 # Ends are not urgent; read together they cost one wake-up, not one each.
 BATCH_S = 0.01
@@ -173,8 +174,9 @@ class PacketRelay:
             self._loop.later(BATCH_S, self._read)
 
     def _read(self) -> None:
-        self._is_reading = False
+        self._is_reading = found = False
         for record in itertools.chain.from_iterable(ring.read() for ring in self._table.rings):
+            found = True
             event = layout.unpack_event(record)
             running = self._running.get(event.flow)
             if running is not None:
@@ -182,6 +184,9 @@ class PacketRelay:
             elif event.flow in self._early:
                 # A short flow may be over before we hear that its upstream is connected.
                 self._early[event.flow] = event
+        if found:
+            # The kernel wakes only who has read everything else (bpf_ringbuf_commit), and may not have seen yet that we had.
+            self._has_ended(0)
 
     def _note_end(self, running: Splicing, event: layout.Event) -> None:
         linger_s = RESET_LINGER_S if event.ends & layout.RST else LINGER_S
@@ -291,7 +296,7 @@ class Splicing:
         sent, received = event.sent, event.received
         if ends & layout.RST:
             counts = self._relay.table.counts(self.flow_id)
-            if counts.seen_ns > event.ended_ns + int(RESET_LINGER_S / 2 * 1e9):
+            if _speaks_on(ends, counts, event.ended_ns + int(RESET_LINGER_S / 2 * 1e9)):
                 self._relay.table.revive(self.flow_id)
                 return False
             sent, received = counts.sent, counts.received
@@ -342,6 +347,12 @@ class Splicing:
         self._relay.table.silence(keeper, self.flow_id)
         self.keepers = (cookie_of(keeper),)
         take_place(keeper, upstream, local, remote)
+
+
+def _speaks_on(ends: int, counts: FlowCounts, since_ns: int) -> bool:
+    """Whether every end that is said to have reset the flow has sent something else `since_ns`: then others said so."""
+    seen = ((Ends.UP_RST, counts.client_seen_ns), (Ends.DOWN_RST, counts.server_seen_ns))
+    return all(seen_ns > since_ns for bit, seen_ns in seen if ends & bit)
 
 
 def take_place(keeper: SocketType, upstream: SocketType, local: SockAddr, remote: SockAddr) -> None:

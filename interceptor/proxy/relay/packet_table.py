@@ -26,11 +26,15 @@ TIMESTAMPS_SIZE = 12  # in every segment's options, which the MSS option does no
 
 
 class Counts(NamedTuple):
-    """Bytes of a flow so far, as their ends sent them, each counted once; when its last packet was (CLOCK_MONOTONIC ns)."""
+    """Bytes of a flow so far, as their ends sent them, each counted once; when each last said anything but RST.
+
+    Times are CLOCK_MONOTONIC nanoseconds.
+    """
 
     sent: int
     received: int
-    seen_ns: int
+    client_seen_ns: int
+    server_seen_ns: int
 
 
 class FlowTable:
@@ -89,13 +93,14 @@ class FlowTable:
         """How much has gone which way; zeros when the flow is not there."""
         raw = self._flows.lookup(layout.COOKIE.pack(flow_id))
         if raw is None:
-            return Counts(0, 0, 0)
+            return Counts(0, 0, 0, 0)
         entry = layout.unpack_flow(raw)
         up, down = self._path(entry.client), self._path(entry.server)
         return Counts(
             up.sent - bool(entry.ends & Ends.UP_FIN) if up else 0,
             down.sent - bool(entry.ends & Ends.DOWN_FIN) if down else 0,
-            max(up.seen_ns if up else 0, down.seen_ns if down else 0),
+            up.seen_ns if up else 0,
+            down.seen_ns if down else 0,
         )
 
     def all_flows(self) -> Iterator[tuple[int, FlowEntry]]:
