@@ -64,7 +64,8 @@ INLINE void note_ending(const struct packet *packet, struct path *path)
 	if (flow->ends & FIN_SEEN << other && packet->flags & ACK &&
 	    !is_after(flow->fin[other & 1], packet->ack + path->ack_delta))
 		more |= FIN_ACKED << other;
-	if (packet->flags & RST)
+	/* Behind its end a flow is not broken: a dead proxy's socket may ask a port that is nobody's any more. */
+	if (packet->flags & RST && !(flow->ends & REPORTED))
 		more |= RST_SEEN << direction;
 	ends = add_ends(flow, more);
 	if (packet->flags & RST || (ends & both_acked) == both_acked)
