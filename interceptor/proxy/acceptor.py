@@ -151,6 +151,7 @@ class Acceptor:
 
     def _refuse(self, sock: SocketType, client: SockAddr, to: SockAddr | None, reason: str, error: str | None) -> None:
         self.runtime.counts.add(REFUSED, reason)
+        self.runtime.relay.abandon(sock)
         closing.abort(self.runtime.loop, sock)
         listener = self.listener
         self.runtime.record(

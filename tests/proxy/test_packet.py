@@ -30,6 +30,7 @@ NETS = {"v4": V4, "v6": V6}
 FAMILIES = pytest.mark.parametrize("family", ["v4", "v6"])
 RST, ACK = 4, 16
 COUNT = 120
+REPEATED = 60
 TORTURE_COUNT = 10_000
 ROUGH_COUNT = 2_000
 
@@ -361,3 +362,37 @@ def test_packets_of_the_other_end_do_not_revive_a_flow_that_was_reset(world: Pod
             send(ACK)  # as if it had been on its way for long: the client's kernel answers each with a RST
             time.sleep(0.01)
         assert [flow["reason"] for flow in running.flows] == ["client_failed"]
+
+
+def test_clients_that_reset_at_once_leave_nothing(world: Pods) -> None:
+    with splicing(world, "v4") as running, listen(world.far, V4["far"], PORT):
+        for _ in range(REPEATED):
+            near = client(world.pod, V4["far"], PORT)
+            reset_on_close(near)
+            near.close()
+        pid = running.process.pid
+        until(lambda: not any(entries(pid).values()), lambda: entries(pid))
+
+
+def test_a_client_that_resets_before_the_server_answers_takes_it_with_it(world: Pods) -> None:
+    ip = V4["far"]
+    with splicing(world, "v4") as running, listen(world.far, ip, PORT) as server:
+        server.listen(0)
+        fillers = [client(world.far, ip, PORT)]  # one has room; whoever comes next is not answered
+        near = client(world.pod, ip, PORT)
+        pid = running.process.pid
+        until(lambda: entries(pid)["flows"] == 1, lambda: entries(pid))
+        os.kill(pid, signal.SIGSTOP)  # or it would hear of the RST before the server is asked again, after a second
+        reset_on_close(near)
+        near.close()
+        fillers.append(server.accept()[0])
+        answered, _ = server.accept()
+        answered.settimeout(DEADLINE_S)
+        os.kill(pid, signal.SIGCONT)
+        with answered, pytest.raises(ConnectionResetError):
+            answered.recv(1)
+        until(lambda: not any(entries(pid).values()), lambda: entries(pid))
+        flow = running.flow()
+    for sock in fillers:
+        sock.close()
+    assert (flow["reason"], flow["error"]) == ("client_failed", "ECONNRESET")
