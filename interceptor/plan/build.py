@@ -342,13 +342,8 @@ class _Builder:
         captures_nothing = config.outbound == "off" and config.inbound == "off" and not self.dns
         if not self.blocked or captures_nothing:
             return
-        drop = self._sink(
-            Table.MANGLE,
-            "BLOCK",
-            "block",
-            Rule(Match(), Drop(), "this IP family is not captured: blocked", "--uncovered-family block"),
-        )
-        yield drop
+        why = "this IP family is not captured: blocked"
+        yield self._sink(Table.MANGLE, "BLOCK", "block", Rule(Match(), Drop(), why, "--uncovered-family block"))
         if config.outbound != "off" or self.dns:
             protos = ((Proto.TCP,) if config.outbound != "off" else ()) + ((Proto.UDP,) if self.udp_out else ())
             capturing = out.Capturing(
