@@ -82,7 +82,7 @@ def proxied(place: Place) -> Iterator[Place]:
     """The pod with capture and a running proxy; ended and cleaned after the test."""
     place.flows.clear()
     place.run("init", *place.options)
-    argv = place.interceptor("proxy", *place.options, *more, "--json")
+    argv = place.interceptor("proxy", *place.options, "--json")
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as proxy:
         assert proxy.stderr is not None
         assert "outbound connect 15001/v4" in proxy.stderr.readline()
