@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -34,6 +35,7 @@ from tests.proxy.pods import (
 )
 
 pytestmark = pytest.mark.netns
+WAITING = 3 * acceptor.ACCEPT_BATCH
 LISTENERS = [("outbound", "redirect", OUTBOUND, "v4"), ("outbound", "redirect", OUTBOUND, "v6")]
 
 
@@ -312,3 +314,21 @@ def test_where_the_kernel_does_not_say_who_waits_all_are_accepted(world: Pods, m
     served.stop()
     thread.join(DEADLINE_S)
     assert [flow.reason for flow in flows] == ["refused_direct_dial"] * 5
+
+
+def test_who_waits_when_a_drain_begins_is_served_however_many(world: Pods) -> None:
+    with (
+        proxy(world.pod, listeners=LISTENERS) as running,
+        listen(world.far, V4["far"], 7101) as server,
+        contextlib.ExitStack() as stack,
+    ):
+        server.listen(WAITING + 1)
+        stack.enter_context(client(world.pod, V4["far"], 7101))  # without an open one there is no drain
+        stack.enter_context(server.accept()[0])
+        running.process.send_signal(signal.SIGSTOP)
+        for _ in range(WAITING):
+            stack.enter_context(client(world.pod, V4["far"], 7101))
+        running.process.send_signal(signal.SIGTERM)
+        running.process.send_signal(signal.SIGCONT)
+        for _ in range(WAITING):
+            stack.enter_context(server.accept()[0])
