@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import itertools
 import socket
 import struct
@@ -38,6 +39,15 @@ class Segment:
     window: int
     options: bytes
     payload: bytes
+
+
+def pack_tuple(source: tuple[str, int], destination: tuple[str, int]) -> bytes:
+    """struct tuple of packets from `source` to `destination`."""
+    ips = [
+        ipaddress.IPv6Address(ip).packed if ":" in ip else layout.MAPPED + socket.inet_aton(ip)
+        for ip, _ in (source, destination)
+    ]
+    return layout.TUPLE.pack(*ips, source[1], destination[1])
 
 
 def checksum(content: bytes) -> int:
@@ -78,7 +88,7 @@ def attached() -> Iterator[Attached]:
     with pods(1) as (pod,), entered(pod.path):
         made = attach()
         for source, destination, new_source, new_destination in ADDRESSES.values():
-            key, to = layout.pack_tuple(source, destination), layout.pack_tuple(new_source, new_destination)
+            key, to = pack_tuple(source, destination), pack_tuple(new_source, new_destination)
             deltas = (SEQ_DELTA, ACK_DELTA, CLOCK_DELTA, ECHO_DELTA)
             # flow, seen, bytes, to, base, acked, deltas, clock, mark, ifindex, scales 7 -> 3, UP, ACTIVE, timestamps, from lo
             made.maps["paths"].update(key, layout.PATH.pack(1, 0, 0, 0, to, BASE, 0, *deltas, 0, 0, 1, 7, 3, 0, 1, 1, 0, 1))
@@ -223,7 +233,7 @@ def test_the_last_fragment_tells_how_long_a_segment_was(attached: Attached) -> N
     flow = layout.COOKIE.pack(1)
     client = layout.Client(0, 0, 0, 0)
     attached.maps["flows"].update(flow, layout.pack_flow(client, layout.Asked.HELD, 0))
-    key = layout.pack_tuple(source, destination)
+    key = pack_tuple(source, destination)
     path = bytearray(attached.maps["paths"].lookup(key) or b"")
     path[16:24] = bytes(8)  # as if nothing had been sent
     attached.maps["paths"].update(key, bytes(path))

@@ -10,7 +10,7 @@ import struct
 from enum import IntEnum, IntFlag
 from typing import Final, NamedTuple
 
-from interceptor.sockets import Address, SockAddr, unmapped
+from interceptor.sockets import Address, unmapped
 
 TUPLE = struct.Struct("!16s16sHH")
 COOKIE = struct.Struct("=Q")
@@ -116,18 +116,6 @@ class PathEntry(NamedTuple):
     sent: int
     acked: int
     ifindex: int
-
-
-def packed_ip(text: str) -> bytes:
-    """16 bytes of an address as `getpeername` gives it."""
-    if ":" in text:
-        return ipaddress.IPv6Address(text.partition("%")[0]).packed
-    return MAPPED + bytes(map(int, text.split(".")))
-
-
-def pack_tuple(source: SockAddr, destination: SockAddr) -> bytes:
-    """struct tuple of packets from `source` to `destination`."""
-    return TUPLE.pack(packed_ip(source[0]), packed_ip(destination[0]), source[1], destination[1])
 
 
 def unpack_tuple(raw: bytes) -> tuple[Address, Address]:
