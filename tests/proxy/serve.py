@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import resource
 import sys
 from typing import Any
@@ -20,8 +22,7 @@ from interceptor.values import parse_cidrs, parse_ports
 def main(text: str) -> None:
     """Serve until SIGTERM."""
     given: dict[str, Any] = json.loads(text)
-    if "descriptors" in given:
-        resource.setrlimit(resource.RLIMIT_NOFILE, 2 * (given.pop("descriptors"),))
+    spare = given.pop("spare_descriptors", None)
     for key in ("listeners", "udp_listeners"):
         given[key] = tuple(Listener(*each) for each in given.get(key, ()))
     given["own_ports"] = frozenset(given.get("own_ports", (15001, 15006, 15008, 15053)))
@@ -47,8 +48,23 @@ def main(text: str) -> None:
     proxy = Proxy(
         settings, listeners, lambda flow: print(flow.to_json(), flush=True), counts=region.worker(0), flow_table=table
     )
-    proxy.run(lambda: print("ready", flush=True))
+
+    def ready() -> None:
+        if spare is not None:
+            leave_descriptors(spare)
+        print("ready", flush=True)
+
+    proxy.run(ready)
     print(json.dumps({"counters": summary(region.totals())}), flush=True)
+
+
+def leave_descriptors(spare: int) -> None:
+    """Let this process open `spare` more: the kernel hands out the lowest number that is free."""
+    # Without the one that listed them.
+    used = {int(name) for name in os.listdir("/proc/self/fd") if os.path.lexists(f"/proc/self/fd/{name}")}
+    unused = (number for number in itertools.count() if number not in used)
+    limit = next(itertools.islice(unused, spare, None))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
 
 
 if __name__ == "__main__":

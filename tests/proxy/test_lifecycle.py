@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 
+import psutil
 import pytest
 
 from interceptor import netns
@@ -33,6 +34,7 @@ from tests.proxy.pods import (
     pods,
     proxy,
 )
+from tests.rig.client import wait_until
 
 pytestmark = pytest.mark.netns
 WAITING = 3 * acceptor.ACCEPT_BATCH
@@ -246,21 +248,34 @@ def test_an_upstream_that_greets_and_resets_before_we_look_is_heard_and_ends_in_
     assert [flow.reason for flow in flows] == ["upstream_failed"]
 
 
+def test_a_flow_whose_upstream_lacks_a_descriptor_is_reset(world: Pods) -> None:
+    with proxy(world.pod, listeners=LISTENERS, spare_descriptors=3) as running, listen(world.far, V4["far"], 7108) as far:
+        served = psutil.Process(running.process.pid)
+        before = served.num_fds()
+        with client(world.pod, V4["far"], 7108), far.accept()[0]:
+            assert is_reset(world.pod, V4["far"], 7108)
+            running.flow(lambda flow: flow["error"] == "socket: EMFILE")
+        wait_until(lambda: served.num_fds() == before, "all descriptors are given back")
+        assert converses(world, far)
+
+
 @pytest.mark.slow
 def test_running_out_of_descriptors_pauses_accepting_and_recovers(world: Pods) -> None:
-    with proxy(world.pod, listeners=LISTENERS, descriptors=21) as running:
-        with listen(world.far, V4["far"], 7107):
-            near = [client(world.pod, V4["far"], 7107) for _ in range(12)]
-            running.flow(lambda flow: flow["error"] == "socket: EMFILE")
+    with proxy(world.pod, listeners=LISTENERS, spare_descriptors=2) as running, listen(world.far, V4["far"], 7107) as far:
+        with (
+            client(world.pod, V4["far"], 7107) as near,
+            far.accept()[0] as served,
+            client(world.pod, V4["far"], 7107) as waiting,
+        ):
             before = cpu_ticks(running.process.pid)
             time.sleep(0.5)
             spent = cpu_ticks(running.process.pid) - before
-            for sock in near:
-                sock.close()
-        # The server has closed its listening socket, and so reset what it had not accepted: descriptors come free.
-        running.flow(lambda flow: flow["reason"] == "upstream_failed")
-        with listen(world.far, V4["far"], 7108) as fresh:
-            assert converses(world, fresh)
+            waiting.sendall(b"?")
+            near.close()
+            served.close()
+            # A flow that has ended gives two descriptors back.
+            with far.accept()[0] as accepted:
+                assert accepted.recv(1) == b"?"
         assert running.stop() == 0
     assert running.counters["accept_errors"]["EMFILE"] > 0
     assert running.counters["connections_opened"] == running.counters["connections_closed"]
@@ -269,7 +284,7 @@ def test_running_out_of_descriptors_pauses_accepting_and_recovers(world: Pods) -
 
 def converses(world: Pods, server: socket.socket) -> bool:
     """Whether a fresh connection goes through."""
-    with client(world.pod, V4["far"], 7108) as near:
+    with client(world.pod, *server.getsockname()[:2]) as near:
         accepted, _ = server.accept()
         with accepted:
             accepted.sendall(b"!")
