@@ -14,6 +14,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+from interceptor.backends import libiptc_import
 from interceptor.render.iptables import PREFIX
 from interceptor.render.iptables_save import Step, listing, steps
 from interceptor.render.iptables_text import Module, RuleParts, parts, spec
@@ -94,11 +95,12 @@ def _existing_tables(family: Family) -> list[str]:
 # python-iptables has no types.
 def _table(family: Family, name: str) -> Any:
     try:
-        import iptc  # 330–400 ms, and it runs ldconfig and gcc
+        libiptc_import.load()
     except (ImportError, OSError, AttributeError) as error:  # AttributeError: a library of another version
         raise RuntimeError(
             f"it cannot be loaded ({error}). It needs libxtables, libip4tc and libip6tc: install the package iptables"
         ) from error
+    import iptc
 
     table = (iptc.Table if family is Family.V4 else iptc.Table6)(name, autocommit=False)
     # Objects are cached; one that was committed still holds what it read before.
