@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
@@ -26,11 +23,11 @@ from tests.netns.test_contract_lifecycle import CAPTURED, answers, open_connecti
 from tests.rig.capturing import capturing, enable, options
 from tests.rig.client import Answer, ask, ask_all, wait_until
 from tests.rig.connecting import attached, own_bpffs, own_cgroup
+from tests.rig.crashing import crashes
 from tests.rig.kernel import snapshot
 from tests.rig.world import NETS, SECOND_OUTBOUND, World
 
 MOST_STEPS = 200
-REPOSITORY = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,20 +275,6 @@ OLD = {"exclude_outbound_ports": "1-70,9999"}
 NEW = {"exclude_uids": "5-9", "inbound": "tproxy"}
 
 
-def crashes(place: Place, verb: str, texts: dict[str, str]) -> Iterator[int]:
-    """Kill a process that does `verb` at step 0, 1 ...; ends with the step that is beyond its last change."""
-    arguments = [f"{name}={text}" for name, text in texts.items()]
-    for step in range(MOST_STEPS):
-        argv = [sys.executable, "-m", "tests.rig.crashing", place.w.pod.name, str(step), verb, *arguments]
-        done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60, cwd=REPOSITORY)
-        if done.returncode == 0:
-            assert step > 0, f"{verb} changed nothing"
-            return
-        assert done.returncode == -signal.SIGKILL, done.stderr
-        yield step
-    pytest.fail(f"{verb} has more than {MOST_STEPS} steps")
-
-
 def held(place: Place) -> Held | None:
     pins = place.pins()
     return pins.held() if pins.exist else None
@@ -300,7 +283,7 @@ def held(place: Place) -> Held | None:
 def test_killed_while_it_reconfigures(place: Place) -> None:
     old, new = place.texts(**OLD), place.texts(**NEW, capture_cgroup=place.cgroup.rpartition("/")[0])
     with capturing(place.w.pod, **old):
-        for step in crashes(place, "enable", new):
+        for step in crashes(place.w.pod.name, "enable", new, MOST_STEPS):
             assert set(ask_all(questions(place.w))) == CAPTURED, f"step {step}"
             assert place.holds(old) or place.holds(new), f"step {step}"
             mended = new if step % 2 else old
@@ -311,7 +294,7 @@ def test_killed_while_it_reconfigures(place: Place) -> None:
 
 def test_killed_while_it_enables_the_first_time(place: Place) -> None:
     before = snapshot(place.w.pod)
-    for step in crashes(place, "enable", place.texts(**NEW)):
+    for step in crashes(place.w.pod.name, "enable", place.texts(**NEW), MOST_STEPS):
         assert held(place) is None or place.holds(place.texts(**NEW)), f"step {step}"
         by = {ask(place.w.pod, net.at("server")).by for net in NETS.values()}
         assert len(by) == 1, f"step {step}: one family alone is captured"
@@ -323,7 +306,7 @@ def test_killed_while_it_enables_the_first_time(place: Place) -> None:
 def test_killed_while_it_disables(place: Place) -> None:
     texts = place.texts()
     enable(place.w.pod, **texts)
-    for step in crashes(place, "disable", {}):
+    for step in crashes(place.w.pod.name, "disable", {}, MOST_STEPS):
         assert {ask(place.w.pod, net.at("server")).by for net in NETS.values()} in ({"outbound"}, {"far"}), f"step {step}"
         if step % 2:
             capture.disable(netns=place.w.pod.name)
@@ -335,7 +318,7 @@ def test_killed_while_it_disables(place: Place) -> None:
 def test_killed_while_it_changes_from_rules(place: Place) -> None:
     old, new = {"backend": "nft"}, place.texts()
     with capturing(place.w.pod, **old):
-        for step in crashes(place, "enable", new):
+        for step in crashes(place.w.pod.name, "enable", new, MOST_STEPS):
             assert set(ask_all(questions(place.w))) == CAPTURED, f"step {step}"
             enable(place.w.pod, **(new if step % 2 else old))
             enable(place.w.pod, **old)

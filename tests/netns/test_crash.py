@@ -5,11 +5,7 @@ On nft, moreover, the rules are the old ones or the new ones.
 
 from __future__ import annotations
 
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -18,6 +14,7 @@ from interceptor.backends.nft import NftBackend
 from interceptor.netns import entered
 from tests.rig.capturing import capturing, enable, options
 from tests.rig.client import LOST, LOST_S, Answer, Question, ask_all
+from tests.rig.crashing import crashes
 from tests.rig.kernel import snapshot
 from tests.rig.world import NETS, World
 
@@ -28,21 +25,6 @@ MOST_STEPS = 120
 pytestmark = pytest.mark.parametrize(
     "backend", ["nft", "iptables-nft", "iptables-legacy", pytest.param("libiptc", marks=pytest.mark.torture)], scope="module"
 )
-REPOSITORY = Path(__file__).parents[2]
-
-
-def crashes(w: World, verb: str, texts: dict[str, str]) -> Iterator[int]:
-    """Kill a process that does `verb` at step 0, 1 ...; ends with the step that is beyond its last change."""
-    arguments = [f"{name}={text}" for name, text in texts.items()]
-    for step in range(MOST_STEPS):
-        argv = [sys.executable, "-m", "tests.rig.crashing", w.pod.name, str(step), verb, *arguments]
-        done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60, cwd=REPOSITORY)
-        if done.returncode == 0:
-            assert step > 0, f"{verb} changed nothing"
-            return
-        assert done.returncode == -signal.SIGKILL, done.stderr
-        yield step
-    pytest.fail(f"{verb} has more than {MOST_STEPS} steps")
 
 
 def assert_no_leak(w: World, backend: str, step: int) -> None:
@@ -74,7 +56,7 @@ def test_reconfiguring(w: World, backend: str) -> None:
 def test_enabling_the_first_time(w: World, backend: str) -> None:
     before = snapshot(w.pod)
     new = {"backend": backend, **NEW}
-    for step in crashes(w, "enable", new):
+    for step in crashes(w.pod.name, "enable", new, MOST_STEPS):
         if backend == "nft":
             assert nft_holds(w, None) or nft_holds(w, NEW), f"step {step}"
         if step % 3 == 1:
@@ -104,7 +86,7 @@ def test_changing_the_backend(w: World, backend: str) -> None:
 def crashes_from(w: World, old: dict[str, str], verb: str, texts: dict[str, str]) -> Iterator[int]:
     """As crashes(), each time from the state that `old` asks for."""
     with capturing(w.pod, **old):
-        for step in crashes(w, verb, texts):
+        for step in crashes(w.pod.name, verb, texts, MOST_STEPS):
             yield step
             enable(w.pod, **old)
 

@@ -1,7 +1,10 @@
-"""`python -m tests.rig.crashing POD STEP VERB [OPTION=TEXT ...]`: enable or disable, and die by SIGKILL after a change.
+"""Enable or disable in a process that dies by SIGKILL after a change: after the first, the second, and so on (`crashes`).
 
 Step n is the moment after the n-th change to the kernel: a netlink request that writes, a program that writes, and each
-COMMIT of a restore, as if it had been killed half-way. Exits 0 when STEP is beyond the last.
+COMMIT of a restore, as if it had been killed half-way.
+
+`python -m tests.rig.crashing POD VERB [OPTION=TEXT ...]` forks for each step that stdin names, and answers how that ended: what
+takes long, importing everything, is done once.
 """
 
 from __future__ import annotations
@@ -9,9 +12,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
+
+import pyroute2  # noqa: F401  what changes routes imports it
 
 from interceptor import capture
 from interceptor.backends import netlink, process, routes
@@ -20,6 +27,29 @@ from tests.rig.capturing import options
 
 COMMIT = "COMMIT\n"
 BPFFS = "ITC_T_BPFFS"  # the bpffs of the test that started us
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def crashes(pod: str, verb: str, texts: dict[str, str], most: int) -> Iterator[int]:
+    """Kill a process that does `verb` in `pod` at step 0, 1 ...; ends with the step that is beyond its last change."""
+    arguments = [f"{name}={text}" for name, text in texts.items()]
+    argv = [sys.executable, "-m", "tests.rig.crashing", pod, verb, *arguments]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY) as template:
+        assert template.stdin is not None
+        assert template.stdout is not None
+        for step in range(most):
+            template.stdin.write(f"{step}\n")
+            template.stdin.flush()
+            ended = template.stdout.readline().strip()
+            if ended == "0":
+                assert step > 0, f"{verb} changed nothing"
+                template.stdin.close()
+                return
+            assert ended == str(-signal.SIGKILL), f"step {step} of {verb}: {ended or 'no answer'}"
+            yield step
+        template.stdin.close()
+    raise AssertionError(f"{verb} has more than {most} steps")
 
 
 class Steps:
@@ -103,6 +133,22 @@ def _cut(stdin: str, commits: int) -> str:
     return json.dumps({**json.loads(stdin), "text": text}) if stdin.startswith("{") else text
 
 
+def template(pod: str, verb: str, texts: dict[str, str]) -> None:
+    """Answer each line of stdin, the number of a step, with how the process that did it ended: as Popen.returncode."""
+    answers = os.fdopen(os.dup(1), "w", encoding="ascii")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                code = main(pod, int(line), verb, texts)
+            finally:
+                os._exit(code)
+        _, status = os.waitpid(child, 0)
+        print(os.waitstatus_to_exitcode(status), file=answers, flush=True)
+
+
 if __name__ == "__main__":
-    given = dict(item.split("=", 1) for item in sys.argv[4:])
-    sys.exit(main(sys.argv[1], int(sys.argv[2]), sys.argv[3], given))
+    given = dict(item.split("=", 1) for item in sys.argv[3:])
+    template(sys.argv[1], sys.argv[2], given)
