@@ -14,6 +14,13 @@ from tests.e2e import place as places
 from tests.e2e.machine import HOST_V4, HOST_V6, WORLD_V4, WORLD_V6, Machine, sh
 
 
+@pytest.fixture(autouse=True)
+def _quick_start(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel takes nearly a second to verify the programs of packet splice, which most of these tests are not about."""
+    if request.node.get_closest_marker("default_relay") is None:
+        monkeypatch.setenv("INTERCEPTOR_RELAY", "splice")
+
+
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     directory = tmp_path_factory.mktemp("machine")

@@ -19,7 +19,7 @@ from tests.rig.client import REFUSED, Answer, Question, ask, connected, wait_unt
 from tests.rig.net import Pod
 from tests.rig.servers import Server, serving
 
-pytestmark = pytest.mark.netns
+pytestmark = [pytest.mark.netns, pytest.mark.default_relay]
 ROOT = Path(__file__).parents[2]
 BYPASS = ("--before-proxy", "bypass")
 

@@ -24,7 +24,7 @@ from tests.rig.net import Pod, ip, pods, wire
 from tests.rig.servers import Server, serving
 from tests.rig.sockets import identity
 
-pytestmark = pytest.mark.netns
+pytestmark = [pytest.mark.netns, pytest.mark.default_relay]
 NETS = {"v4": ("10.9.0.1", "10.9.0.2"), "v6": ("fd09::1", "fd09::2")}
 EXCLUDED = 81
 SO_BINDTODEVICE = 25  # asm-generic/socket.h

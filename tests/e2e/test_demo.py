@@ -66,6 +66,7 @@ def start() -> Iterator[Start]:
         process.communicate(timeout=30)
 
 
+@pytest.mark.default_relay
 def test_every_flow_of_both_pods_is_shown_with_its_rule() -> None:
     done = demo("--json", "--requests", "1")
     assert (done.returncode, done.stderr) == (0, "")
@@ -83,6 +84,7 @@ def test_the_excluded_port_is_direct() -> None:
     assert (flow["fate"], flow["original_dst"], flow["option"]) == ("direct", "192.0.2.2:9090", "--exclude-outbound-ports")
 
 
+@pytest.mark.default_relay
 def test_the_table_is_for_people() -> None:
     done = demo("--requests", "3")
     lines = done.stdout.splitlines()
@@ -102,6 +104,7 @@ def test_every_backend_shows_the_same(backend: str) -> None:
     assert {pod["backend"] for pod in json.loads(done.stdout)["pods"]} == {backend}
 
 
+@pytest.mark.default_relay
 def test_nothing_is_left_after_a_good_end(start: Start) -> None:
     before = kernel_state(None)
     process = start()

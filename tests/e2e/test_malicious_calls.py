@@ -24,7 +24,7 @@ from tests.rig.net import Pod, ip, pods, wire
 from tests.rig.servers import Server, serving
 from tests.rig.sockets import open_socket, split
 
-pytestmark = pytest.mark.netns
+pytestmark = [pytest.mark.netns, pytest.mark.default_relay]
 DEADLINE_S = 10.0
 ADMIN = 15020
 # outbound, inbound, tunnel; socks and admin of ztunnel's (nobody's here); metrics; readiness of ztunnel's; DNS, probe

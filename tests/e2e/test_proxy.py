@@ -45,6 +45,7 @@ def proxied(pod: Pod, options: list[str]) -> Iterator[list[dict[str, object]]]:
     assert proxy.returncode == 0, stderr
 
 
+@pytest.mark.default_relay
 @pytest.mark.parametrize("family", NETS)
 @pytest.mark.parametrize("options", MODES)
 def test_both_directions_arrive_and_are_reported(place: Place, options: list[str], family: str) -> None:
@@ -149,6 +150,7 @@ def test_probe_asks_the_running_proxy(place: Place) -> None:
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.default_relay
 @pytest.mark.parametrize("reader", ["gone", "stuck", "disk full"])
 def test_flow_log_that_nobody_takes_stops_no_connection(place: Place, reader: str) -> None:
     other = NETS["v4"][1]

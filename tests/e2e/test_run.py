@@ -51,6 +51,7 @@ def flows(machine: Machine, *argv: str, user: tuple[str, ...] = ()) -> tuple[sub
     return done, [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
 
 
+@pytest.mark.default_relay
 @pytest.mark.parametrize("user", USERS)
 @pytest.mark.parametrize("destination", [pytest.param(V4, id="v4"), pytest.param(V6, id="v6")])
 def test_a_connection_is_captured_and_made_from_the_host(machine: Machine, user: tuple[str, ...], destination: str) -> None:
@@ -85,6 +86,7 @@ def test_dns_to_any_server_is_answered(machine: Machine, kind: str, server: str)
     assert (done.returncode, done.stdout) == (0, f"{WORLD_V4}\n"), done.stderr
 
 
+@pytest.mark.default_relay
 def test_a_large_body_arrives_whole_both_ways(machine: Machine) -> None:
     body = machine.directory / "body"
     body.write_bytes(os.urandom(8 << 20))
@@ -95,6 +97,7 @@ def test_a_large_body_arrives_whole_both_ways(machine: Machine) -> None:
     assert (done.returncode, len(done.stdout)) == (0, 8 << 20)
 
 
+@pytest.mark.default_relay
 def test_last_bytes_of_a_command_that_does_not_wait_arrive(machine: Machine) -> None:
     script = f"import socket; socket.create_connection(('{WORLD_V4}', {HTTP_PORT})).sendall(b'GET /')"
     for _ in range(10):
@@ -219,6 +222,7 @@ def test_ctrl_c_at_the_terminal_reaches_the_command_once(machine: Machine) -> No
     assert b"times 1" in shown
 
 
+@pytest.mark.default_relay
 @pytest.mark.parametrize("user", USERS)
 def test_nothing_is_left(machine: Machine, user: tuple[str, ...]) -> None:
     before = kernel_state(None), kernel_state(machine.host)
@@ -230,6 +234,7 @@ def test_nothing_is_left(machine: Machine, user: tuple[str, ...]) -> None:
     assert (kernel_state(None), kernel_state(machine.host)) == before
 
 
+@pytest.mark.default_relay
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_nothing_is_left_after_a_kill(machine: Machine, number: signal.Signals) -> None:
     before = kernel_state(None), kernel_state(machine.host)

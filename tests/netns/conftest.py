@@ -29,12 +29,23 @@ TOOLS = (
     "ip6tables-legacy-restore",
 )
 HERE = Path(__file__).parent
+# What follows from the rules, which the backends' own tests hold to the same text: with these two, by `make torture`.
+AT_LENGTH = {
+    "test_changing_the_mechanism_keeps_open_connections": ("iptables-nft", "libiptc"),
+    "test_a_guests_open_connections_are_kept": ("libiptc",),
+    "test_the_proxys_connections_from_the_clients_address_are_kept": ("libiptc",),
+    "test_udp_is_decided_anew_with_each_datagram": ("libiptc",),
+    "test_another_configuration_keeps_the_state": ("libiptc",),
+    "test_another_backend_keeps_the_state": ("libiptc",),
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     ours = [item for item in items if HERE in item.path.parents]
     for item in ours:
         item.add_marker("netns")
+        if _text(item, "backend") in AT_LENGTH.get(getattr(item, "originalname", ""), ()):
+            item.add_marker("torture")
     # One capture serves neighbours that ask for the same: a backend's tests together, one mechanism's together in it.
     ours.sort(key=lambda item: (str(item.path), _param(item, "backend"), _param(item, "mechanism")))
     items[:] = [item for item in items if HERE not in item.path.parents] + ours
@@ -43,6 +54,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _param(item: pytest.Item, name: str) -> int:
     callspec = getattr(item, "callspec", None)  # only parametrized tests have one
     return callspec.indices.get(name, -1) if callspec else -1
+
+
+def _text(item: pytest.Item, name: str) -> str:
+    callspec = getattr(item, "callspec", None)
+    return str(callspec.params.get(name, "")) if callspec else ""
 
 
 @pytest.fixture(scope="session", autouse=True)
