@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import time
+from functools import partial
 from select import EPOLLERR, EPOLLHUP, EPOLLOUT
 from socket import MSG_PEEK, SocketType
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from interceptor.proxy import closing
 from interceptor.proxy.flows import Flow, errno_name
 from interceptor.proxy.hooks import HEARD_SIZE
 from interceptor.proxy.loop import STREAM
+from interceptor.proxy.owners import one
 from interceptor.proxy.peek import NOTHING, Names, Peek
 from interceptor.proxy.relay.base import Running
 from interceptor.proxy.session import TRANSITIONS, Command, Event, IllegalEvent, Reason, State
@@ -48,10 +50,10 @@ class Connection:
         "_dns_name",
         "_error",
         "_first",
-        "_owner",
         "_peek",
         "_process",
         "_reason",
+        "_uid",
         "_upstream_events",
         "_upstream_local",
         "client",
@@ -87,7 +89,7 @@ class Connection:
         self.upstream: SocketType | None = None
         self.running: Running | None = None
         self._upstream_local: SockAddr | None = None
-        self._owner: SocketOwner | None = None
+        self._uid: int | None = None  # of who opened the client's socket, or of the application
         self._process: Process | None = None
         self._first = b""
         self._broken: Event | None = None
@@ -221,6 +223,7 @@ class Connection:
             self._know_owner()
         now = time.monotonic()
         self._connect_s = now - self._dialled_at
+        self._dialled_at = self.start  # a number less to keep
         acceptor.counts.connected(self._connect_s, now - self.start)
         opened = acceptor.runtime.hooks.opened
         if opened is not None:
@@ -307,18 +310,21 @@ class Connection:
             self._acceptor.counts.owner_skipped()
             return
         if self._acceptor.direction == "inbound":
-            self._owner = owners.of_application(self.original_dst)
+            owner = owners.of_application(self.original_dst)
         else:
             # The client's own view: only NAT lets it believe that it talks to the original destination.
             rewritten = self._acceptor.listener.mode == "connect"
             remote = normal(self.client.getsockname()) if rewritten else self.original_dst
-            self._owner = owners.of_client(self.client_address, remote)
-        if self._owner is not None and owners.may_search(self.start):
-            runtime.loop.postpone(self._find_process)
+            owner = owners.of_client(self.client_address, remote)
+        if owner is None:
+            return
+        self._uid = one(owner.uid)
+        if owners.may_search(self.start):
+            runtime.loop.postpone(partial(self._find_process, owner))
 
-    def _find_process(self) -> None:
-        if self._owner is not None and self.state is not CLOSED:
-            self._process = self._acceptor.runtime.owners.process(self._owner)
+    def _find_process(self, owner: SocketOwner) -> None:
+        if self.state is not CLOSED:
+            self._process = self._acceptor.runtime.owners.process(owner)
 
     def flow_so_far(self) -> Flow:
         """The record of a connection that is still open. From any thread: it changes nothing."""
@@ -343,7 +349,7 @@ class Connection:
         acceptor.ended(self)
 
     def _flow(self, reason: str, now: float, duration_s: float, sent: int, received: int) -> Flow:
-        acceptor, running, owner, process, names = self._acceptor, self.running, self._owner, self._process, self.names
+        acceptor, running, process, names = self._acceptor, self.running, self._process, self.names
         return Flow(
             time.time() - now + self.start,
             "tcp",
@@ -357,7 +363,7 @@ class Connection:
             duration_s * 1000,
             reason,
             self._error,
-            owner.uid if owner is not None else None,
+            self._uid,
             process.pid if process is not None else None,
             process.command if process is not None else None,
             running.name if running is not None else None,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 import time
+from functools import lru_cache
 
 from interceptor.proxy.netlink import SocketOwner
 from interceptor.proxy.netns_view import NetnsView
@@ -18,6 +19,12 @@ from interceptor.sockets import SockAddr, address
 RATE = 500
 # Of the proxy's time, the part that searches in /proc may take: a process with many descriptors costs 1 µs for each of them.
 SEARCH_SHARE = 0.01
+
+
+@lru_cache(maxsize=1024)
+def one(uid: int) -> int:
+    """`uid`, as one object for all connections that note it: thousands wait, of few users."""
+    return uid
 
 
 class Owners:
