@@ -1,4 +1,4 @@
-"""Hypothesis profiles: "fast" for every run, "deep" (HYPOTHESIS_PROFILE=deep) for long ones."""
+"""Hypothesis profiles: "fast" for every run; by HYPOTHESIS_PROFILE "ci" for CI and "deep" for long ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ _COMMON = settings(
     phases=[Phase.explicit, Phase.generate, Phase.shrink],
     suppress_health_check=[HealthCheck.too_slow],
 )
-settings.register_profile("fast", _COMMON, max_examples=40)
+settings.register_profile("fast", _COMMON, max_examples=25)
+settings.register_profile("ci", _COMMON, max_examples=100)
 settings.register_profile("deep", _COMMON, max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
 

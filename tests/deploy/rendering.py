@@ -46,7 +46,7 @@ def render(changes: Mapping[str, Any] | None = None, namespace: str = "kube-syst
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=600,  # the first compiles the standard library
     )
     assert done.returncode == 0, done.stderr
     return [found for found in yaml.safe_load_all(done.stdout) if found]
