@@ -1,4 +1,4 @@
-"""Talk raw netlink: build messages and attributes, send, collect the answers. Knows no subsystem's messages.
+"""Talk raw netlink: build messages, send, collect the answers. Knows no subsystem's messages.
 
 For what must cost microseconds on every init: `import pyroute2` takes 180–250 ms. Layout: linux/netlink.h.
 """
@@ -24,13 +24,10 @@ NLM_F_DUMP = 0x300
 NLM_F_CREATE = 0x400
 NLMSG_ERROR = 2
 NLMSG_DONE = 3
-NLA_F_NESTED = 0x8000
-NLA_TYPE_MASK = 0x3FFF
 SOL_NETLINK = 270
 NETLINK_GET_STRICT_CHK = 12
 
 _HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
-_ATTRIBUTE = struct.Struct("=HH")  # struct nlattr
 _RECEIVE_SIZE = 1 << 18  # above the 32 KiB that the kernel puts into one datagram of a dump
 _ATTEMPTS = 8  # of a dump that changes underneath; each is complete in itself, so two are almost always enough
 
@@ -46,33 +43,6 @@ class Message:
 
 class _Interrupted(Exception):
     """The listed objects changed during the dump."""
-
-
-def attr(kind: int, payload: bytes) -> bytes:
-    """One attribute, padded."""
-    length = _ATTRIBUTE.size + len(payload)
-    return _ATTRIBUTE.pack(length, kind) + payload + bytes(-length % 4)
-
-
-def nested(kind: int, *attributes: bytes) -> bytes:
-    """An attribute of attributes."""
-    return attr(kind | NLA_F_NESTED, b"".join(attributes))
-
-
-def parse_attrs(payload: bytes) -> dict[int, bytes]:
-    """The attributes in `payload` by type, without the flag bits; of a repeated one the last. A cut-off tail is left out."""
-    return dict(attrs(payload))
-
-
-def attrs(payload: bytes) -> Iterator[tuple[int, bytes]]:
-    """The same in order, repeated ones too."""
-    position = 0
-    while position + _ATTRIBUTE.size <= len(payload):
-        length, kind = _ATTRIBUTE.unpack_from(payload, position)
-        if length < _ATTRIBUTE.size:
-            break
-        yield kind & NLA_TYPE_MASK, payload[position + _ATTRIBUTE.size : position + length]
-        position += (length + 3) & ~3
 
 
 def dump(protocol: int, kind: int, payload: bytes) -> list[bytes]:

@@ -10,6 +10,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from interceptor import nlattr
 from interceptor.backends import netlink
 from interceptor.values import Family
 
@@ -73,12 +74,12 @@ def generation() -> int:
     """A number that every change of this namespace's rules raises, whoever makes it (Linux 3.14). Raises OSError."""
     asked = netlink.Message(NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETGEN, _GENERIC.pack(socket.AF_UNSPEC, 0, 0))
     (answer,) = netlink.request(netlink.NETLINK_NETFILTER, [asked])
-    return int.from_bytes(netlink.parse_attrs(answer[_GENERIC.size :])[NFTA_GEN_ID], "big")
+    return int.from_bytes(nlattr.parse_attrs(answer[_GENERIC.size :])[NFTA_GEN_ID], "big")
 
 
 def name(kind: int, text: str) -> bytes:
     """A name as an attribute."""
-    return netlink.attr(kind, text.encode() + b"\0")
+    return nlattr.attr(kind, text.encode() + b"\0")
 
 
 def text(value: bytes) -> str:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import errno
 import socket
 
-from interceptor.backends import hints, netlink, nf_tables
+from interceptor import nlattr
+from interceptor.backends import hints, nf_tables
 from interceptor.backends.nf_tables import (
     NFPROTO_INET,
     NFT_MSG_GETCHAIN,
@@ -35,12 +36,12 @@ def comments() -> dict[str, tuple[str, ...]] | None:
     if not _table_exists():
         return None
     found: dict[str, list[str]] = {}
-    for payload in _dump(NFT_MSG_GETCHAIN, netlink.attr(NFTA_CHAIN_TABLE, _TABLE)):
-        attributes = netlink.parse_attrs(payload)
+    for payload in _dump(NFT_MSG_GETCHAIN, nlattr.attr(NFTA_CHAIN_TABLE, _TABLE)):
+        attributes = nlattr.parse_attrs(payload)
         if attributes.get(NFTA_CHAIN_TABLE) == _TABLE:
             found[text(attributes[NFTA_CHAIN_NAME])] = []
-    for payload in _dump(NFT_MSG_GETRULE, netlink.attr(NFTA_RULE_TABLE, _TABLE)):
-        attributes = netlink.parse_attrs(payload)
+    for payload in _dump(NFT_MSG_GETRULE, nlattr.attr(NFTA_RULE_TABLE, _TABLE)):
+        attributes = nlattr.parse_attrs(payload)
         # Kernels before 3.19 do not filter a dump by table.
         if attributes.get(NFTA_RULE_TABLE) == _TABLE:
             found.setdefault(text(attributes[NFTA_RULE_CHAIN]), []).append(_comment(attributes.get(NFTA_RULE_USERDATA, b"")))
@@ -50,14 +51,14 @@ def comments() -> dict[str, tuple[str, ...]] | None:
 def announced() -> bool | None:
     """Whether the proxy has announced itself, as our table notes; None when nothing there asks."""
     name = nft.ANNOUNCED.encode() + b"\0"
-    about = netlink.attr(nf_tables.NFTA_SET_ELEM_LIST_TABLE, _TABLE) + netlink.attr(nf_tables.NFTA_SET_ELEM_LIST_SET, name)
+    about = nlattr.attr(nf_tables.NFTA_SET_ELEM_LIST_TABLE, _TABLE) + nlattr.attr(nf_tables.NFTA_SET_ELEM_LIST_SET, name)
     try:
         listed = _dump(nf_tables.NFT_MSG_GETSETELEM, about)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.EINVAL):  # no such table or set; no nf_tables in this kernel
             return None
         raise BackendError(f"reading the nft set {nft.ANNOUNCED}: {error.strerror or error}") from error
-    return any(netlink.parse_attrs(payload).get(nf_tables.NFTA_SET_ELEM_LIST_ELEMENTS) for payload in listed)
+    return any(nlattr.parse_attrs(payload).get(nf_tables.NFTA_SET_ELEM_LIST_ELEMENTS) for payload in listed)
 
 
 def delete() -> None:
@@ -83,7 +84,7 @@ def has_iptables_chains() -> bool:
     if not supported():
         return False
     return any(
-        text(netlink.parse_attrs(payload).get(NFTA_CHAIN_NAME, b"")).startswith(iptables.PREFIX)
+        text(nlattr.parse_attrs(payload).get(NFTA_CHAIN_NAME, b"")).startswith(iptables.PREFIX)
         for family in (socket.AF_INET, socket.AF_INET6)
         for payload in _dump(NFT_MSG_GETCHAIN, b"", family)
     )
@@ -91,7 +92,7 @@ def has_iptables_chains() -> bool:
 
 def _table_exists() -> bool:
     try:
-        return any(netlink.parse_attrs(payload).get(NFTA_TABLE_NAME) == _TABLE for payload in _dump(NFT_MSG_GETTABLE, b""))
+        return any(nlattr.parse_attrs(payload).get(NFTA_TABLE_NAME) == _TABLE for payload in _dump(NFT_MSG_GETTABLE, b""))
     except OSError:
         return False
 

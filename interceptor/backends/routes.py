@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from interceptor import nlattr
 from interceptor.backends import netlink
 from interceptor.errors import BackendError, InterceptorError, Unsupported
 from interceptor.plan.model import PolicyRoute
@@ -108,14 +109,14 @@ def _halves(family: Family) -> _Halves:
     address_family = ADDRESS_FAMILIES[family]
     rules: list[tuple[Mark, int]] = []
     for answer in dump(RTM_GETRULE, RULE.pack(address_family, 0, 0, 0, 0, 0, 0, 0, 0)):
-        header, attributes = RULE.unpack_from(answer), netlink.parse_attrs(answer[RULE.size :])
+        header, attributes = RULE.unpack_from(answer), nlattr.parse_attrs(answer[RULE.size :])
         ours = attributes.get(FRA_PROTOCOL) == bytes([PROTOCOL]) and u32(attributes.get(FRA_PRIORITY), 0) == PRIORITY
         if header[0] == address_family and ours:
             mark = Mark(u32(attributes.get(FRA_FWMARK), 0), u32(attributes.get(FRA_FWMASK), 0))
             rules.append((mark, u32(attributes.get(FRA_TABLE), header[4])))
     tables: list[int] = []
     for answer in dump(RTM_GETROUTE, ROUTE.pack(address_family, 0, 0, 0, 0, PROTOCOL, 0, 0, 0)):
-        header, attributes = ROUTE.unpack_from(answer), netlink.parse_attrs(answer[ROUTE.size :])
+        header, attributes = ROUTE.unpack_from(answer), nlattr.parse_attrs(answer[ROUTE.size :])
         length_of_dst = header[1]
         if (header[0], length_of_dst, header[5], header[7]) == (address_family, 0, PROTOCOL, RTN_LOCAL):
             tables.append(u32(attributes.get(RTA_TABLE), header[4]))
