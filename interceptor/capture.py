@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from interceptor import facts, netns
 from interceptor.backends import announced as noting
 from interceptor.backends import at_connect, detect, surroundings
-from interceptor.backends.base import Backend, Difference, compare
+from interceptor.backends.base import Backend, Difference, Observed, compare
 from interceptor.config import Config, warnings
 from interceptor.errors import InterceptorError, NetnsError
 from interceptor.plan.build import build_plan
@@ -138,21 +138,22 @@ def check(config: Config, *, netns: str | None = None, resolvers: Sequence[str] 
         choice = _choose(config, plan, missing)
         name, reason = choice.name, choice.reason
         backend = _backend(name)
-        observed = backend.observe()
+        held = backend.holds(plan)
+        observed = Observed({}) if held else backend.observe()
         others = [*_holding(missing, name), *detect.orphaned(missing)]
         usable = [other for other in others if other not in missing]
-        if config.backend == "auto" and not observed.chains and usable:
+        if config.backend == "auto" and not held and not observed.chains and usable:
             name, reason = usable[0], "it holds rules of ours"
             others.remove(name)
             backend = _backend(name)
             observed = backend.observe()
         differences = (
-            *compare(backend.expected(plan), observed),
+            *(() if held else compare(backend.expected(plan), observed)),
             *at_connect.differences(plan),
             *surroundings.differences(plan),
             *(Difference("extra", other, "rules of ours in a second backend") for other in others),
         )
-        nothing = not observed.chains and not at_connect.stands()
+        nothing = not (plan.chains if held else observed.chains) and not at_connect.stands()
         return Checked(name, reason, differences, nothing_there=nothing, announced=announced(plan))
 
 

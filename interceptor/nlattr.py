@@ -28,10 +28,16 @@ def parse_attrs(payload: bytes) -> dict[int, bytes]:
 
 def attrs(payload: bytes) -> Iterator[tuple[int, bytes]]:
     """The same in order, repeated ones too."""
+    for kind, value in flagged(payload):
+        yield kind & NLA_TYPE_MASK, value
+
+
+def flagged(payload: bytes) -> Iterator[tuple[int, bytes]]:
+    """The same with the flag bits."""
     position = 0
     while position + _HEADER.size <= len(payload):
         length, kind = _HEADER.unpack_from(payload, position)
         if length < _HEADER.size:
             break
-        yield kind & NLA_TYPE_MASK, payload[position + _HEADER.size : position + length]
+        yield kind, payload[position + _HEADER.size : position + length]
         position += (length + 3) & ~3

@@ -77,7 +77,7 @@ def may_hold(name: BackendName) -> bool:
     tables with iptables' names.
     """
     if name == "nft":
-        return nft_table.comments() is not None
+        return nft_table.exists()
     if name == "iptables-nft":
         return nft_table.has_iptables_chains()
     return any(_read(f"/proc/thread-self/net/{file}") for file in ("ip_tables_names", "ip6_tables_names"))
@@ -95,7 +95,7 @@ def generation() -> int | None:
 
 def orphaned(missing: dict[BackendName, str]) -> Iterator[BackendName]:
     """Backends that hold rules of ours while the programs that wrote them are gone; orphans.py can remove them."""
-    if "nft" in missing and nft_table.comments() is not None:
+    if "nft" in missing and nft_table.exists():
         yield "nft"
     if "iptables-nft" in missing and nft_table.has_iptables_chains():
         yield "iptables-nft"

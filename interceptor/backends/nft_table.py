@@ -33,7 +33,7 @@ _TABLE = nft.TABLE.encode() + b"\0"
 
 def comments() -> dict[str, tuple[str, ...]] | None:
     """Chain -> its rules' comments in order ("" for a rule without one); None when our table isn't there."""
-    if not _table_exists():
+    if not exists():
         return None
     found: dict[str, list[str]] = {}
     for payload in _dump(NFT_MSG_GETCHAIN, nlattr.attr(NFTA_CHAIN_TABLE, _TABLE)):
@@ -90,7 +90,8 @@ def has_iptables_chains() -> bool:
     )
 
 
-def _table_exists() -> bool:
+def exists() -> bool:
+    """Whether our table is there."""
     try:
         return any(nlattr.parse_attrs(payload).get(NFTA_TABLE_NAME) == _TABLE for payload in _dump(NFT_MSG_GETTABLE, b""))
     except OSError:

@@ -1,0 +1,168 @@
+"""Our nft table over netlink: load it in one transaction, and see whether the kernel holds exactly it. Starts no program.
+
+What the table says is render/nft_bytes.py's business. Numbers from linux/netfilter/nf_tables.h.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
+from typing import TypeAlias
+
+from interceptor import nlattr
+from interceptor.backends import netlink, nf_tables
+from interceptor.backends.nf_tables import NFPROTO_INET, Change, name, text
+from interceptor.render import nft
+from interceptor.render.nft_bytes import RuleBytes, TableBytes
+from interceptor.render.nft_expressions import NFTA_EXPR_DATA, NFTA_EXPR_NAME
+from interceptor.render.nft_sets import Set
+
+_TABLE = name(nf_tables.NFTA_TABLE_NAME, nft.TABLE)
+_TABLE_NAME = nft.TABLE.encode() + b"\0"
+_NO_FLAGS = bytes(4)
+_CREATED = netlink.NLM_F_CREATE
+_APPENDED = netlink.NLM_F_CREATE | netlink.NLM_F_APPEND
+# What the kernel adds of its own: handles, how often an object is used, what a counter has counted.
+_OF_CHAIN = frozenset(
+    {nf_tables.NFTA_CHAIN_HANDLE, nf_tables.NFTA_CHAIN_USE, nf_tables.NFTA_CHAIN_COUNTERS, nf_tables.NFTA_CHAIN_FLAGS}
+)
+_OF_OBJECT = frozenset({nf_tables.NFTA_OBJ_USE, nf_tables.NFTA_OBJ_HANDLE})
+_OF_SET = frozenset({nf_tables.NFTA_SET_HANDLE, nf_tables.NFTA_SET_TYPE, nf_tables.NFTA_SET_COUNT})
+# By expression: NFTA_COUNTER_BYTES, _PACKETS; NFTA_DYNSET_TIMEOUT, _FLAGS, zero in all that we write and not to be asked for.
+_OF_EXPRESSION = {b"counter\0": frozenset({1, 2}), b"dynset\0": frozenset({6, 9})}
+_NONE: frozenset[int] = frozenset()
+_KEPT = 1024  # comparisons: those of a node's dozen of configurations
+
+Attributes: TypeAlias = dict[int, bytes]
+
+
+def load(table: TableBytes, *, replacing: bool) -> None:
+    """Load `table`, all of it or nothing. `replacing`: in the place of one that stands; else there must be none.
+
+    Deleting one that is not there would cost the kernel's grace period. Raises OSError.
+    """
+    made = _TABLE + nlattr.attr(nf_tables.NFTA_TABLE_FLAGS, _NO_FLAGS)
+    if replacing:
+        steps = [_change(nf_tables.NFT_MSG_DELTABLE, b""), Change(nf_tables.NFT_MSG_NEWTABLE, NFPROTO_INET, made, _CREATED)]
+    else:
+        steps = [Change(nf_tables.NFT_MSG_NEWTABLE, NFPROTO_INET, made, _CREATED | netlink.NLM_F_EXCL)]
+    nf_tables.change([*steps, *_objects(table), *_rules(table)])
+
+
+def holds(table: TableBytes) -> bool:
+    """Whether the kernel holds exactly `table`: every attribute, every rule, and no other. Raises OSError.
+
+    When in doubt, no: a kernel that says more of a rule than those known so far.
+    """
+    return (
+        _holds_table()
+        and _holds_objects(nf_tables.NFT_MSG_GETCHAIN, nf_tables.NFTA_CHAIN_NAME, table.chains, _OF_CHAIN)
+        and _holds_rules(table.rules)
+        and _holds_objects(nf_tables.NFT_MSG_GETOBJ, nf_tables.NFTA_OBJ_NAME, table.timeouts, _OF_OBJECT)
+        and _holds_sets(table.sets)
+    )
+
+
+def _objects(table: TableBytes) -> Iterator[Change]:
+    for chain, attributes in table.chains.items():
+        yield _change(nf_tables.NFT_MSG_NEWCHAIN, name(nf_tables.NFTA_CHAIN_NAME, chain) + attributes)
+    for timeout, attributes in table.timeouts.items():
+        yield _change(nf_tables.NFT_MSG_NEWOBJ, name(nf_tables.NFTA_OBJ_NAME, timeout) + attributes)
+    for number, (named, wanted) in enumerate(table.sets.items(), start=1):
+        # The number is asked for though the name tells it.
+        own = name(nf_tables.NFTA_SET_NAME, named)
+        within = nlattr.attr(nf_tables.NFTA_SET_ID, number.to_bytes(4, "big"))
+        yield _change(nf_tables.NFT_MSG_NEWSET, own + wanted.attributes + within)
+        for elements in wanted.elements:
+            listed = nlattr.nested(nf_tables.NFTA_SET_ELEM_LIST_ELEMENTS, elements)
+            yield _change(nf_tables.NFT_MSG_NEWSETELEM, own + listed)
+
+
+def _rules(table: TableBytes) -> Iterator[Change]:
+    for chain, rules in table.rules.items():
+        place = _TABLE + name(nf_tables.NFTA_RULE_CHAIN, chain)
+        for rule in rules:
+            about = place + nlattr.nested(nf_tables.NFTA_RULE_EXPRESSIONS, rule.expressions)
+            about += nlattr.attr(nf_tables.NFTA_RULE_USERDATA, rule.userdata)
+            yield Change(nf_tables.NFT_MSG_NEWRULE, NFPROTO_INET, about, _APPENDED)
+
+
+def _change(kind: int, about: bytes) -> Change:
+    return Change(kind, NFPROTO_INET, _TABLE + about, 0 if kind == nf_tables.NFT_MSG_DELTABLE else _CREATED)
+
+
+def _listed(kind: int, about: bytes = b"") -> list[Attributes]:
+    # Kernels before 3.19 do not filter a dump by table.
+    found = (nlattr.parse_attrs(payload) for payload in nf_tables.listed(kind, NFPROTO_INET, _TABLE + about))
+    return [attributes for attributes in found if attributes.get(nf_tables.NFTA_TABLE_NAME) == _TABLE_NAME]
+
+
+def _holds_table() -> bool:
+    return any(found.get(nf_tables.NFTA_TABLE_FLAGS) == _NO_FLAGS for found in _listed(nf_tables.NFT_MSG_GETTABLE))
+
+
+def _holds_objects(kind: int, name_is: int, wanted: Mapping[str, bytes], beside: frozenset[int]) -> bool:
+    found = {text(attributes[name_is]): attributes for attributes in _listed(kind)}
+    beside = beside | {nf_tables.NFTA_TABLE_NAME, name_is}
+    return wanted.keys() == found.keys() and all(_same(attributes, found[each], beside) for each, attributes in wanted.items())
+
+
+def _holds_rules(wanted: Mapping[str, tuple[RuleBytes, ...]]) -> bool:
+    found: dict[str, list[Attributes]] = {chain: [] for chain in wanted}
+    for attributes in _listed(nf_tables.NFT_MSG_GETRULE):
+        found.setdefault(text(attributes[nf_tables.NFTA_RULE_CHAIN]), []).append(attributes)
+    return wanted.keys() == found.keys() and all(
+        len(found[chain]) == len(rules) and all(map(_same_rule, rules, found[chain])) for chain, rules in wanted.items()
+    )
+
+
+def _same_rule(wanted: RuleBytes, found: Attributes) -> bool:
+    if found.get(nf_tables.NFTA_RULE_USERDATA) != wanted.userdata:
+        return False
+    return _same_expressions(wanted.expressions, found.get(nf_tables.NFTA_RULE_EXPRESSIONS, b""))
+
+
+# Most rules are of most pods, and what the kernel says of them as long as no packet has been counted is the same.
+@lru_cache(_KEPT)
+def _same_expressions(wanted: bytes, found: bytes) -> bool:
+    these, those = list(nlattr.attrs(wanted)), list(nlattr.attrs(found))
+    pairs = zip(these, those, strict=False)
+    return len(these) == len(those) and all(_same_expression(this, that) for (_, this), (_, that) in pairs)
+
+
+@lru_cache(_KEPT)
+def _same_expression(wanted: bytes, found: bytes) -> bool:
+    kind = nlattr.parse_attrs(wanted)[NFTA_EXPR_NAME]
+    attributes = nlattr.parse_attrs(found)
+    described = nlattr.parse_attrs(attributes.get(NFTA_EXPR_DATA, b""))
+    data = nlattr.parse_attrs(wanted)[NFTA_EXPR_DATA]
+    return attributes.get(NFTA_EXPR_NAME) == kind and _same(data, described, _OF_EXPRESSION.get(kind, _NONE))
+
+
+def _same(wanted: bytes, found: Attributes, beside: frozenset[int] = _NONE) -> bool:
+    """Whether all of `wanted` is in `found`, and nothing else but what is `beside` it."""
+    asked = {kind & nlattr.NLA_TYPE_MASK: (kind, value) for kind, value in nlattr.flagged(wanted)}
+    if asked.keys() != found.keys() - beside:
+        return False
+    return all(
+        _same(value, nlattr.parse_attrs(found[kind])) if flagged & nlattr.NLA_F_NESTED else value == found[kind]
+        for kind, (flagged, value) in asked.items()
+    )
+
+
+def _holds_sets(wanted: Mapping[str, Set]) -> bool:
+    attributes = {each: of.attributes for each, of in wanted.items()}
+    # What the set of announcements holds is a state, which comes and goes by itself.
+    return _holds_objects(nf_tables.NFT_MSG_GETSET, nf_tables.NFTA_SET_NAME, attributes, _OF_SET) and all(
+        _members(_in_kernel(each)) == _members(of.elements) for each, of in wanted.items() if each != nft.ANNOUNCED
+    )
+
+
+def _in_kernel(named: str) -> Iterator[bytes]:
+    for attributes in _listed(nf_tables.NFT_MSG_GETSETELEM, name(nf_tables.NFTA_SET_ELEM_LIST_SET, named)):
+        yield attributes.get(nf_tables.NFTA_SET_ELEM_LIST_ELEMENTS, b"")
+
+
+def _members(lists: Iterable[bytes]) -> set[frozenset[tuple[int, bytes]]]:
+    """The elements, which come in any order, each as its attributes."""
+    return {frozenset(nlattr.attrs(element)) for each in lists for _, element in nlattr.attrs(each)}
