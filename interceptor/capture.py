@@ -6,12 +6,12 @@ All that the CLI and the CNI plugin call. Knows no rule and no text of one.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from interceptor import facts, netns
 from interceptor.backends import announced as noting
-from interceptor.backends import at_connect, detect, surroundings
+from interceptor.backends import at_connect, detect, netlink, surroundings
 from interceptor.backends.base import Backend, Difference, Observed, compare
 from interceptor.config import Config, warnings
 from interceptor.errors import InterceptorError, NetnsError
@@ -187,8 +187,10 @@ def _look(namespace: str | None, resolvers: Sequence[str] | None) -> HostFacts:
     return found if resolvers is None else replace(found, resolvers=parse_cidrs(",".join(resolvers)) if resolvers else ())
 
 
-def _entered(namespace: str | None) -> AbstractContextManager[None]:
-    return netns.entered(None if namespace is None else netns.locate(namespace))
+@contextmanager
+def _entered(namespace: str | None) -> Iterator[None]:
+    with netns.entered(None if namespace is None else netns.locate(namespace)), netlink.kept():
+        yield
 
 
 @contextmanager

@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 NETLINK_ROUTE = 0  # linux/netlink.h, to the end of this block
@@ -26,10 +27,13 @@ NLM_F_APPEND = 0x800
 NLMSG_ERROR = 2
 NLMSG_DONE = 3
 SOL_NETLINK = 270
+SO_SNDBUFFORCE = 32  # asm-generic/socket.h; beyond the limit, for CAP_NET_ADMIN
 NETLINK_GET_STRICT_CHK = 12
 
 _HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
-_RECEIVE_SIZE = 1 << 18  # above the 32 KiB that the kernel puts into one datagram of a dump
+# Above the 32 KiB that the kernel puts into one datagram of a dump; below the 128 KiB from which malloc asks the kernel.
+_RECEIVE_SIZE = 1 << 16
+_SEND_SIZE = 1 << 16  # below what any kernel lets wait in a socket by itself (net.core.wmem_default: 208 KiB)
 _ATTEMPTS = 8  # of a dump that changes underneath; each is complete in itself, so two are almost always enough
 
 
@@ -46,8 +50,63 @@ class _Interrupted(Exception):
     """The listed objects changed during the dump."""
 
 
+class _Kept:
+    """Sockets of one network namespace that stay open, and what dumps have said since something was changed by them."""
+
+    def __init__(self) -> None:
+        self.sockets: dict[int, socket.socket] = {}
+        self.dumped: dict[tuple[int, int, bytes], list[bytes]] = {}
+        self.sequence = 0
+
+
+_kept: ContextVar[_Kept | None] = ContextVar("kept", default=None)
+_close: Callable[[socket.socket], None] = socket.socket.close
+
+
+def close_by(close: Callable[[socket.socket], None]) -> None:
+    """How sockets are closed from now on, by whoever must not wait for it.
+
+    Closing one of NETLINK_NETFILTER waits until what was deleted in its namespace is gone: a grace period of the kernel's.
+    """
+    global _close  # noqa: PLW0603 - a process decides once
+    _close = close
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """Within the block the thread stays in one network namespace: sockets are used again, and nothing is listed twice.
+
+    What others change meanwhile is not seen; what programs of ours change is to be told by forget().
+    """
+    session = _Kept()
+    token = _kept.set(session)
+    try:
+        yield
+    finally:
+        _kept.reset(token)
+        for sock in session.sockets.values():
+            _close(sock)
+
+
+def forget() -> None:
+    """What was listed may have changed."""
+    session = _kept.get()
+    if session is not None:
+        session.dumped.clear()
+
+
 def dump(protocol: int, kind: int, payload: bytes) -> list[bytes]:
     """The payloads of all objects that a dump request lists. Raises OSError with the kernel's errno."""
+    session = _kept.get()
+    if session is None:
+        return _dump(protocol, kind, payload)
+    asked = (protocol, kind, payload)
+    if asked not in session.dumped:
+        session.dumped[asked] = _dump(protocol, kind, payload)
+    return session.dumped[asked]
+
+
+def _dump(protocol: int, kind: int, payload: bytes) -> list[bytes]:
     message = Message(kind, payload, NLM_F_DUMP)
     for _ in range(_ATTEMPTS):
         with suppress(_Interrupted):
@@ -61,9 +120,13 @@ def request(protocol: int, messages: Sequence[Message]) -> list[bytes]:
     Raises OSError with the kernel's errno at the first refusal.
     """
     answers: list[bytes] = []
-    with _opened(protocol) as sock:
-        for sequence, message in enumerate(messages, start=1):
-            acknowledge = 0 if message.flags & NLM_F_DUMP == NLM_F_DUMP else NLM_F_ACK
+    with _connected(protocol, len(messages)) as (sock, first):
+        for sequence, message in enumerate(messages, start=first):
+            if message.flags & NLM_F_DUMP == NLM_F_DUMP:
+                acknowledge = 0
+            else:
+                acknowledge = NLM_F_ACK
+                forget()
             sock.send(_packed(message, sequence, NLM_F_REQUEST | acknowledge))
             answers += _answers(sock, sequence)
     return answers
@@ -72,13 +135,37 @@ def request(protocol: int, messages: Sequence[Message]) -> list[bytes]:
 def transaction(protocol: int, begin: Message, messages: Sequence[Message], end: Message) -> None:
     """Send `messages` as one nfnetlink batch: all or none take effect. Raises OSError with the first refusal's errno."""
     *most, last = messages
-    # Refusals come unasked; one acknowledgement a message could be more than the socket's buffer holds.
-    parts = [_packed(begin, 0, NLM_F_REQUEST)]
-    parts += [_packed(message, sequence, NLM_F_REQUEST) for sequence, message in enumerate(most, start=1)]
-    parts += [_packed(last, len(messages), NLM_F_REQUEST | NLM_F_ACK), _packed(end, 0, NLM_F_REQUEST)]
-    with _opened(protocol) as sock:
-        sock.send(b"".join(parts))
-        _answers(sock, len(messages))
+    forget()
+    with _connected(protocol, len(messages)) as (sock, first):
+        # Refusals come unasked; one acknowledgement a message could be more than the socket's buffer holds.
+        parts = [_packed(begin, 0, NLM_F_REQUEST)]
+        parts += [_packed(message, sequence, NLM_F_REQUEST) for sequence, message in enumerate(most, start=first)]
+        parts += [_packed(last, first + len(most), NLM_F_REQUEST | NLM_F_ACK), _packed(end, 0, NLM_F_REQUEST)]
+        batch = b"".join(parts)
+        if len(batch) > _SEND_SIZE:
+            sock.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, 2 * len(batch))
+        sock.send(batch)
+        _answers(sock, first + len(most))
+
+
+@contextmanager
+def _connected(protocol: int, messages: int) -> Iterator[tuple[socket.socket, int]]:
+    """A socket, and the number of the first of so many messages."""
+    session = _kept.get()
+    if session is None:
+        with _opened(protocol) as sock:
+            yield sock, 1
+        return
+    if protocol not in session.sockets:
+        session.sockets[protocol] = _opened(protocol)
+    first = session.sequence + 1
+    session.sequence += messages
+    try:
+        yield session.sockets[protocol], first
+    except BaseException:
+        # Answers that nobody has read may be in it.
+        _close(session.sockets.pop(protocol))
+        raise
 
 
 def _opened(protocol: int) -> socket.socket:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from interceptor.backends import hints
+from interceptor.backends import hints, netlink
 from interceptor.errors import BackendError, InterceptorError
 
 # iptables-legacy waits for a lock that kube-proxy may hold for seconds; Istio waits 30 s, Kuma 5 s. A hung nft is killed.
@@ -38,6 +38,7 @@ def find(program: str) -> str | None:
 
 def run(argv: Sequence[str], *, stdin: str = "", timeout_s: float = TIMEOUT_S) -> Result:
     """Run `argv` to its end, whatever its exit status. Raises BackendError when it cannot run or takes too long."""
+    netlink.forget()
     path = find(argv[0]) if "/" not in argv[0] else argv[0]
     if path is None:
         raise BackendError(f"{argv[0]} is not installed here")
@@ -90,6 +91,7 @@ class Child:
         """Send `line`; the answer. Raises BackendError, with `doing` and stderr, when none comes."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
+        netlink.forget()
         deadline = time.monotonic() + timeout_s
         received = b""
         try:

@@ -140,6 +140,7 @@ def u32(payload: bytes | None, otherwise: int) -> int:
 
 
 def _opened() -> IPRoute | RouteMessages:
+    netlink.forget()
     try:
         from pyroute2 import IPRoute  # 180–250 ms: only when there is something to change
     except ModuleNotFoundError:
