@@ -5,9 +5,10 @@ All that the CLI and the CNI plugin call. Knows no rule and no text of one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from interceptor import facts, netns
 from interceptor.backends import announced as noting
@@ -17,7 +18,7 @@ from interceptor.config import Config, warnings
 from interceptor.errors import InterceptorError, NetnsError
 from interceptor.plan.build import build_plan
 from interceptor.plan.model import HostFacts, Plan
-from interceptor.values import join, parse_cidrs
+from interceptor.values import Network, join, parse_cidrs
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +70,13 @@ def prepare(config: Config, *, netns: str | None = None, resolvers: Sequence[str
     `resolvers` are the name servers that the namespace's resolv.conf will name, where that is not written yet.
     """
     with _entered(netns):
-        found = _look(netns, resolvers)
+        found = _look_at_all(netns, resolvers)
         return Prepared(build_plan(config, found), found)
 
 
 def usable(config: Config) -> str:
     """The backend that enable() would use, judged by what is installed here. Raises ConfigError, BackendError."""
-    return detect.choose(config.backend, detect.missing_parts(config.backend), needs_nft=config.proxy_cgroup is not None).name
+    return detect.choose(config.backend, detect.Missing(config.backend), needs_nft=config.proxy_cgroup is not None).name
 
 
 def enable(
@@ -94,10 +95,11 @@ def enable(
     Raises NetnsError for the host's own namespace unless `allow_host`, Unsupported, BackendError; then nothing has changed.
     """
     with _to_change(netns, allow_host):
-        found = _look(netns, resolvers)
-        plan = build_plan(config, found)
-        missing = detect.missing_parts(config.backend)
-        plan = replace(plan, announced=bool(plan.waiting) and _has_announced(missing, had_rules))
+        found = _look(config, netns, resolvers)
+        plan = _build(config, found)
+        missing = detect.Missing(config.backend)
+        if plan.waiting:
+            plan = replace(plan, announced=_has_announced(missing, had_rules))
         choice = _choose(config, plan, missing)
         surroundings_changed = surroundings.prepare(plan)
         backend = _backend(choice.name)
@@ -122,7 +124,7 @@ def enable(
 def disable(*, netns: str | None = None, allow_host: bool = False) -> Removed:
     """Take away all that is ours, whoever wrote it and with whatever configuration. Succeeds when there is nothing."""
     with _to_change(netns, allow_host):
-        missing = detect.missing_parts()
+        missing = detect.Missing()
         switched_off = at_connect.switch_off()
         removed, strays = _remove_others(None, missing)
         removed = (at_connect.NoRules.name, *removed) if switched_off else removed
@@ -133,8 +135,8 @@ def disable(*, netns: str | None = None, allow_host: bool = False) -> Removed:
 def check(config: Config, *, netns: str | None = None, resolvers: Sequence[str] | None = None) -> Checked:
     """Compare the kernel with the plan for `config`. Changes nothing. `resolvers` as for prepare()."""
     with _entered(netns):
-        plan = build_plan(config, _look(netns, resolvers))
-        missing = detect.missing_parts(config.backend)
+        plan = _build(config, _look(config, netns, resolvers))
+        missing = detect.Missing(config.backend)
         choice = _choose(config, plan, missing)
         name, reason = choice.name, choice.reason
         backend = _backend(name)
@@ -157,6 +159,18 @@ def check(config: Config, *, netns: str | None = None, resolvers: Sequence[str] 
         return Checked(name, reason, differences, nothing_there=nothing, announced=announced(plan))
 
 
+def going_around(config: Config, *, netns: str | None = None) -> list[str]:
+    """Warnings of processes that run there as the proxy does. Looks at each process: not for a pod that is being made."""
+    with _entered(netns):
+        same = facts.processes_of(config.proxy_uid)
+    if not same:
+        return []
+    return [
+        f"running under the proxy's uid {join(config.proxy_uid)}: {', '.join(same)}; "
+        "unless that is the proxy itself, its traffic goes around the proxy"
+    ]
+
+
 def announced(plan: Plan) -> bool | None:
     """Whether the proxy has announced itself here, in all families that wait; None where `plan` does not wait for it.
 
@@ -175,16 +189,33 @@ def fingerprint(*, netns: str | None = None) -> tuple[object, ...] | None:
         return None if generation is None else (generation, noting.noted(), at_connect.stands(), *surroundings.state())
 
 
-def _has_announced(missing: dict[detect.BackendName, str], had_rules: bool) -> bool:
+def _has_announced(missing: Mapping[detect.BackendName, str], had_rules: bool) -> bool:
     noted = noting.noted()
     if noted is not None:
         return bool(noted)
     return had_rules or at_connect.stands() or any(_holding(missing, None))
 
 
-def _look(namespace: str | None, resolvers: Sequence[str] | None) -> HostFacts:
+def _look(config: Config, namespace: str | None, resolvers: Sequence[str] | None) -> HostFacts:
+    if config.outbound == "connect":
+        return _look_at_all(namespace, resolvers)
+    given: tuple[Network, ...] = ()
+    if config.dns == "resolv-conf":
+        given = facts.resolvers(facts.resolv_conf_path(namespace)) if resolvers is None else _networks(resolvers)
+    return replace(facts.look_for_rules(given), earlier_routes=surroundings.standing_routes())
+
+
+def _look_at_all(namespace: str | None, resolvers: Sequence[str] | None) -> HostFacts:
     found = replace(facts.look(namespace), earlier_routes=surroundings.standing_routes())
-    return found if resolvers is None else replace(found, resolvers=parse_cidrs(",".join(resolvers)) if resolvers else ())
+    return found if resolvers is None else replace(found, resolvers=_networks(resolvers))
+
+
+def _networks(addresses: Sequence[str]) -> tuple[Network, ...]:
+    return parse_cidrs(",".join(addresses)) if addresses else ()
+
+
+# An agent is asked for the same in pod after pod.
+_build = lru_cache(64)(build_plan)
 
 
 @contextmanager
@@ -210,7 +241,7 @@ def guard(allow_host: bool) -> None:
         )
 
 
-def _choose(config: Config, plan: Plan, missing: dict[detect.BackendName, str]) -> detect.Choice:
+def _choose(config: Config, plan: Plan, missing: Mapping[detect.BackendName, str]) -> detect.Choice:
     if plan.connect is not None and not plan.chains:
         return detect.Choice("connect", "no rule is needed")
     return detect.choose(config.backend, missing, needs_nft=config.proxy_cgroup is not None)
@@ -233,19 +264,22 @@ def _backend(name: detect.BackendName) -> Backend:
     return IptablesBackend("nft" if name == "iptables-nft" else "legacy")
 
 
-def _holding(missing: dict[detect.BackendName, str], keep: detect.BackendName | None) -> Iterator[detect.BackendName]:
+def _holding(missing: Mapping[detect.BackendName, str], keep: detect.BackendName | None) -> Iterator[detect.BackendName]:
     """The usable backends, but `keep`, in whose tables something of ours stands."""
     for name in detect.NAMES:
+        # Seldom is there anything: programs are looked for only then.
+        if _same_tables(name, keep) or not detect.may_hold(name) or name in missing:
+            continue
         # libiptc's and iptables-legacy's tables are the same.
-        if name in missing or _same_tables(name, keep) or (name == "libiptc" and "iptables-legacy" not in missing):
+        if name == "libiptc" and "iptables-legacy" not in missing:
             continue
         # A table of ours is ours whatever is in it: no program is started to look.
-        if detect.may_hold(name) and (name == "nft" or _backend(name).observe().chains):
+        if name == "nft" or _backend(name).observe().chains:
             yield name
 
 
 def _remove_others(
-    keep: detect.BackendName | None, missing: dict[detect.BackendName, str]
+    keep: detect.BackendName | None, missing: Mapping[detect.BackendName, str]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Remove what other backends than `keep` hold: their names, and the strays that went with them."""
     names: list[str] = []
@@ -263,7 +297,7 @@ def _remove_others(
     return tuple(names), tuple(strays)
 
 
-def _about_rules(strays: Iterable[str], missing: dict[detect.BackendName, str]) -> Iterator[str]:
+def _about_rules(strays: Iterable[str], missing: Mapping[detect.BackendName, str]) -> Iterator[str]:
     for stray in strays:
         yield f"removed a rule that was not ours but led into our chains: {stray}"
     if detect.unreadable(missing):
@@ -279,12 +313,6 @@ def _same_tables(name: detect.BackendName, other: detect.BackendName | None) -> 
 
 def _warnings(config: Config, found: HostFacts) -> Iterator[str]:
     yield from warnings(config)
-    same = facts.processes_of(config.proxy_uid)
-    if same:
-        yield (
-            f"running under the proxy's uid {join(config.proxy_uid)}: {', '.join(same)}; "
-            "unless that is the proxy itself, its traffic goes around the proxy"
-        )
     if config.dns == "resolv-conf" and not found.resolvers:
         yield "--dns resolv-conf: resolv.conf names no server, so no DNS is captured; --dns all captures any"
     if facts.hides_service_addresses():

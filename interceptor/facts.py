@@ -7,6 +7,7 @@ import ipaddress
 import os
 import re
 import socket
+from dataclasses import replace
 
 from interceptor import netns
 from interceptor.errors import NetnsError
@@ -27,16 +28,19 @@ CILIUM_SOCKET_LB = "sys/fs/bpf/tc/globals/cilium_lb4_reverse_sk"
 
 
 def look(namespace: str | None = None) -> HostFacts:
-    """What a plan needs to know of the namespace we are in; `namespace` is how the user named it, for its resolv.conf."""
-    families = (Family.V4, Family.V6) if os.path.exists(f"{NET}/if_inet6") else (Family.V4,)
-    return HostFacts(
-        families,
-        resolvers(resolv_conf_path(namespace)),
-        loopback_has_v6=_read(LOOPBACK_V6_OFF).strip() == "0",
+    """What any plan needs to know of the namespace we are in; `namespace` is how the user named it, for its resolv.conf."""
+    return replace(
+        look_for_rules(resolvers(resolv_conf_path(namespace))),
         own_addresses=_own_networks(),
         source=_source(),
         pod_cgroup=pod_cgroup(namespace),
     )
+
+
+def look_for_rules(resolvers: tuple[Network, ...] = ()) -> HostFacts:
+    """As much of it as rules depend on: the same in most pods, and quickly found. `resolvers`: where they count."""
+    families = (Family.V4, Family.V6) if os.path.exists(f"{NET}/if_inet6") else (Family.V4,)
+    return HostFacts(families, resolvers, loopback_has_v6=_read(LOOPBACK_V6_OFF).strip() == "0")
 
 
 def resolv_conf_path(namespace: str | None) -> str:

@@ -89,10 +89,22 @@ def kept() -> Iterator[None]:
 
 
 def forget() -> None:
-    """What was listed may have changed."""
+    """All that was listed may have changed."""
     session = _kept.get()
     if session is not None:
         session.dumped.clear()
+
+
+def _forget(protocol: int, changed: int) -> None:
+    session = _kept.get()
+    if session is not None:
+        for asked in [asked for asked in session.dumped if _concerns(protocol, changed, asked[0], asked[1])]:
+            del session.dumped[asked]
+
+
+def _concerns(protocol: int, changed: int, listed_by: int, listed: int) -> bool:
+    # rtnetlink numbers the messages about one kind of object in fours: addresses, routes and ip rules of ours stand alone.
+    return protocol == listed_by and (protocol != NETLINK_ROUTE or changed >> 2 == listed >> 2)
 
 
 def dump(protocol: int, kind: int, payload: bytes) -> list[bytes]:
@@ -126,7 +138,7 @@ def request(protocol: int, messages: Sequence[Message]) -> list[bytes]:
                 acknowledge = 0
             else:
                 acknowledge = NLM_F_ACK
-                forget()
+                _forget(protocol, message.kind)
             sock.send(_packed(message, sequence, NLM_F_REQUEST | acknowledge))
             answers += _answers(sock, sequence)
     return answers
@@ -135,7 +147,7 @@ def request(protocol: int, messages: Sequence[Message]) -> list[bytes]:
 def transaction(protocol: int, begin: Message, messages: Sequence[Message], end: Message) -> None:
     """Send `messages` as one nfnetlink batch: all or none take effect. Raises OSError with the first refusal's errno."""
     *most, last = messages
-    forget()
+    _forget(protocol, last.kind)
     with _connected(protocol, len(messages)) as (sock, first):
         # Refusals come unasked; one acknowledgement a message could be more than the socket's buffer holds.
         parts = [_packed(begin, 0, NLM_F_REQUEST)]

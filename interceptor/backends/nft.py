@@ -8,13 +8,14 @@ docs/decisions/0016-nft-over-netlink.md.
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import lru_cache
 
 from interceptor.backends import cgroups, nft_load, nft_table, process
 from interceptor.backends.base import Observed, compare
+from interceptor.backends.nft_load import Loadable
 from interceptor.errors import BackendError
 from interceptor.plan.model import Plan
 from interceptor.render import nft, nft_bytes
-from interceptor.render.nft_bytes import TableBytes
 
 NAME = "nft"
 APPLY = ("nft", "-f", "-")
@@ -36,8 +37,7 @@ class NftBackend:
         if stands and (self.holds(plan) or self._is_equal(plan)):
             return False
         try:
-            table = _table(plan)
-            nft_load.load(table, replacing=stands)
+            nft_load.load(_loadable(plan), replacing=stands)
         except OSError:
             # The kernel's errno alone does not say what it lacks, nor which rule it refuses.
             process.run_checked(APPLY, stdin=nft.script(plan), doing="loading the nft table")
@@ -48,7 +48,7 @@ class NftBackend:
     def holds(self, plan: Plan) -> bool:
         """See backends/base.py. Over netlink: every attribute of every rule."""
         with suppress(OSError):
-            return nft_load.holds(_table(plan))
+            return nft_load.holds(_loadable(plan))
         return False
 
     def _is_equal(self, plan: Plan) -> bool:
@@ -81,7 +81,28 @@ class NftBackend:
         return Observed(nft.parse(nft.table(plan)))
 
 
-def _table(plan: Plan) -> TableBytes:
+class _ById:
+    """A plan as a key: hashing its rules would cost as much as rendering them."""
+
+    __slots__ = ("plan",)
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+
+    def __hash__(self) -> int:
+        return id(self.plan)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _ById) and self.plan is other.plan
+
+
+def _loadable(plan: Plan) -> Loadable:
     """Raises OSError where there is no cgroup v2 that a rule names."""
-    named = {rule.match.cgroup for chain in plan.chains for rule in chain.rules if rule.match.cgroup is not None}
-    return nft_bytes.table(plan, {path: cgroups.identity(f"{CGROUPS}/{path}") for path in named})
+    paths = {rule.match.cgroup for chain in plan.chains for rule in chain.rules if rule.match.cgroup is not None}
+    return _rendered(_ById(plan), tuple((path, cgroups.identity(f"{CGROUPS}/{path}")) for path in sorted(paths)))
+
+
+# An agent loads the same plan in pod after pod.
+@lru_cache(64)
+def _rendered(key: _ById, numbers: tuple[tuple[str, int], ...]) -> Loadable:
+    return Loadable(nft_bytes.table(key.plan, dict(numbers)))

@@ -15,7 +15,6 @@ from interceptor.backends.nf_tables import NFPROTO_INET, Change, name, text
 from interceptor.render import nft
 from interceptor.render.nft_bytes import RuleBytes, TableBytes
 from interceptor.render.nft_expressions import NFTA_EXPR_DATA, NFTA_EXPR_NAME
-from interceptor.render.nft_sets import Set
 
 _TABLE = name(nf_tables.NFTA_TABLE_NAME, nft.TABLE)
 _TABLE_NAME = nft.TABLE.encode() + b"\0"
@@ -30,14 +29,28 @@ _OF_OBJECT = frozenset({nf_tables.NFTA_OBJ_USE, nf_tables.NFTA_OBJ_HANDLE})
 _OF_SET = frozenset({nf_tables.NFTA_SET_HANDLE, nf_tables.NFTA_SET_TYPE, nf_tables.NFTA_SET_COUNT})
 # By expression: NFTA_COUNTER_BYTES, _PACKETS; NFTA_DYNSET_TIMEOUT, _FLAGS, zero in all that we write and not to be asked for.
 _OF_EXPRESSION = {b"counter\0": frozenset({1, 2}), b"dynset\0": frozenset({6, 9})}
+_LISTED = (nf_tables.NFT_MSG_GETCHAIN, nf_tables.NFT_MSG_GETRULE, nf_tables.NFT_MSG_GETOBJ, nf_tables.NFT_MSG_GETSET)
 _NONE: frozenset[int] = frozenset()
 _KEPT = 1024  # comparisons: those of a node's dozen of configurations
 
 Attributes: TypeAlias = dict[int, bytes]
 
 
-def load(table: TableBytes, *, replacing: bool) -> None:
-    """Load `table`, all of it or nothing. `replacing`: in the place of one that stands; else there must be none.
+class Loadable:
+    """A table, ready to be loaded any number of times."""
+
+    def __init__(self, table: TableBytes) -> None:
+        self.table = table
+        self.steps = (*_objects(table), *_rules(table))
+        # What the set of announcements holds is a state, which comes and goes by itself.
+        asked = [name(nf_tables.NFTA_SET_ELEM_LIST_SET, each) for each in table.sets if each != nft.ANNOUNCED]
+        self.lists = [*((kind, b"") for kind in _LISTED), *((nf_tables.NFT_MSG_GETSETELEM, each) for each in asked)]
+        # What the kernel said when it held the table; most pods' answers are the same, as long as no packet is counted.
+        self.said: list[list[bytes]] = []
+
+
+def load(wanted: Loadable, *, replacing: bool) -> None:
+    """Load the table, all of it or nothing. `replacing`: in the place of one that stands; else there must be none.
 
     Deleting one that is not there would cost the kernel's grace period. Raises OSError.
     """
@@ -46,20 +59,35 @@ def load(table: TableBytes, *, replacing: bool) -> None:
         steps = [_change(nf_tables.NFT_MSG_DELTABLE, b""), Change(nf_tables.NFT_MSG_NEWTABLE, NFPROTO_INET, made, _CREATED)]
     else:
         steps = [Change(nf_tables.NFT_MSG_NEWTABLE, NFPROTO_INET, made, _CREATED | netlink.NLM_F_EXCL)]
-    nf_tables.change([*steps, *_objects(table), *_rules(table)])
+    nf_tables.change([*steps, *wanted.steps])
 
 
-def holds(table: TableBytes) -> bool:
-    """Whether the kernel holds exactly `table`: every attribute, every rule, and no other. Raises OSError.
+def holds(wanted: Loadable) -> bool:
+    """Whether the kernel holds exactly the table: every attribute, every rule, and no other. Raises OSError.
 
     When in doubt, no: a kernel that says more of a rule than those known so far.
     """
+    if not _holds_table():
+        return False
+    said = [nf_tables.listed(kind, NFPROTO_INET, _TABLE + about) for kind, about in wanted.lists]
+    if said == wanted.said:
+        return True
+    if _compare(wanted.table, [_attributes(each) for each in said]):
+        wanted.said = said
+        return True
+    return False
+
+
+def _compare(table: TableBytes, said: list[list[Attributes]]) -> bool:
+    chains, rules, timeouts, sets, *elements = said
+    listed = {each: wanted.attributes for each, wanted in table.sets.items()}
+    anonymous = [wanted for each, wanted in table.sets.items() if each != nft.ANNOUNCED]
     return (
-        _holds_table()
-        and _holds_objects(nf_tables.NFT_MSG_GETCHAIN, nf_tables.NFTA_CHAIN_NAME, table.chains, _OF_CHAIN)
-        and _holds_rules(table.rules)
-        and _holds_objects(nf_tables.NFT_MSG_GETOBJ, nf_tables.NFTA_OBJ_NAME, table.timeouts, _OF_OBJECT)
-        and _holds_sets(table.sets)
+        _same_objects(table.chains, _by_name(chains, nf_tables.NFTA_CHAIN_NAME), _OF_CHAIN)
+        and _same_rules(table.rules, rules)
+        and _same_objects(table.timeouts, _by_name(timeouts, nf_tables.NFTA_OBJ_NAME), _OF_OBJECT)
+        and _same_objects(listed, _by_name(sets, nf_tables.NFTA_SET_NAME), _OF_SET)
+        and all(_members(each.elements) == _members(_lists(found)) for each, found in zip(anonymous, elements, strict=True))
     )
 
 
@@ -91,28 +119,35 @@ def _change(kind: int, about: bytes) -> Change:
     return Change(kind, NFPROTO_INET, _TABLE + about, 0 if kind == nf_tables.NFT_MSG_DELTABLE else _CREATED)
 
 
-def _listed(kind: int, about: bytes = b"") -> list[Attributes]:
+def _attributes(payloads: Iterable[bytes]) -> list[Attributes]:
     # Kernels before 3.19 do not filter a dump by table.
-    found = (nlattr.parse_attrs(payload) for payload in nf_tables.listed(kind, NFPROTO_INET, _TABLE + about))
+    found = (nlattr.parse_attrs(payload) for payload in payloads)
     return [attributes for attributes in found if attributes.get(nf_tables.NFTA_TABLE_NAME) == _TABLE_NAME]
 
 
 def _holds_table() -> bool:
-    return any(found.get(nf_tables.NFTA_TABLE_FLAGS) == _NO_FLAGS for found in _listed(nf_tables.NFT_MSG_GETTABLE))
+    tables = _attributes(nf_tables.listed(nf_tables.NFT_MSG_GETTABLE, NFPROTO_INET))
+    return any(found.get(nf_tables.NFTA_TABLE_FLAGS) == _NO_FLAGS for found in tables)
 
 
-def _holds_objects(kind: int, name_is: int, wanted: Mapping[str, bytes], beside: frozenset[int]) -> bool:
-    found = {text(attributes[name_is]): attributes for attributes in _listed(kind)}
-    beside = beside | {nf_tables.NFTA_TABLE_NAME, name_is}
+def _by_name(objects: Iterable[Attributes], name_is: int) -> dict[str, Attributes]:
+    found = {}
+    for attributes in objects:
+        del attributes[nf_tables.NFTA_TABLE_NAME]
+        found[text(attributes.pop(name_is))] = attributes
+    return found
+
+
+def _same_objects(wanted: Mapping[str, bytes], found: Mapping[str, Attributes], beside: frozenset[int]) -> bool:
     return wanted.keys() == found.keys() and all(_same(attributes, found[each], beside) for each, attributes in wanted.items())
 
 
-def _holds_rules(wanted: Mapping[str, tuple[RuleBytes, ...]]) -> bool:
+def _same_rules(wanted: Mapping[str, tuple[RuleBytes, ...]], rules: Iterable[Attributes]) -> bool:
     found: dict[str, list[Attributes]] = {chain: [] for chain in wanted}
-    for attributes in _listed(nf_tables.NFT_MSG_GETRULE):
+    for attributes in rules:
         found.setdefault(text(attributes[nf_tables.NFTA_RULE_CHAIN]), []).append(attributes)
     return wanted.keys() == found.keys() and all(
-        len(found[chain]) == len(rules) and all(map(_same_rule, rules, found[chain])) for chain, rules in wanted.items()
+        len(found[chain]) == len(these) and all(map(_same_rule, these, found[chain])) for chain, these in wanted.items()
     )
 
 
@@ -150,16 +185,8 @@ def _same(wanted: bytes, found: Attributes, beside: frozenset[int] = _NONE) -> b
     )
 
 
-def _holds_sets(wanted: Mapping[str, Set]) -> bool:
-    attributes = {each: of.attributes for each, of in wanted.items()}
-    # What the set of announcements holds is a state, which comes and goes by itself.
-    return _holds_objects(nf_tables.NFT_MSG_GETSET, nf_tables.NFTA_SET_NAME, attributes, _OF_SET) and all(
-        _members(_in_kernel(each)) == _members(of.elements) for each, of in wanted.items() if each != nft.ANNOUNCED
-    )
-
-
-def _in_kernel(named: str) -> Iterator[bytes]:
-    for attributes in _listed(nf_tables.NFT_MSG_GETSETELEM, name(nf_tables.NFTA_SET_ELEM_LIST_SET, named)):
+def _lists(found: Iterable[Attributes]) -> Iterator[bytes]:
+    for attributes in found:
         yield attributes.get(nf_tables.NFTA_SET_ELEM_LIST_ELEMENTS, b"")
 
 
