@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import signal
@@ -12,6 +13,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from queue import SimpleQueue
 
 from cni import pod
 from cni.agent import server
@@ -28,6 +30,7 @@ from cni.kube.pods import Pods
 from cni.pod import Decision
 from cni.protocol import Request
 from cni.repair import EVERY_S, Mode, Repairer
+from interceptor.backends import netlink
 from interceptor.errors import ConfigError, Problem
 
 UNTAINT_RETRY_S = 5.0
@@ -62,6 +65,7 @@ def run(settings: Settings) -> int:
     threading.excepthook = _log_exception
     stopped = _told_to_stop()
     _raise_descriptor_limit()
+    netlink.close_by(_closer())
     metrics = Metrics()
     attachments = _attachments(settings.socket_path)
     with ExitStack() as stack:
@@ -82,6 +86,8 @@ def run(settings: Settings) -> int:
             node = cluster.node if cluster is not None else None
             repairer = Repairer(settings.repair, attachments, metrics, decide, log, node, settings.entry)
             stack.callback(_repeat(repairer.round))
+        # What stands by now stays: nothing is to look for garbage in it again.
+        gc.freeze()
         log("ready", socket=settings.socket_path, http=settings.http, attachments=len(attachments.all()))
         if cluster is not None and settings.kubernetes is not None and settings.kubernetes.untaint:
             threading.Thread(target=cluster.untaint, name="untaint", daemon=True).start()
@@ -133,6 +139,18 @@ def _decider(cluster: _Cluster | None) -> Decide:
         return pod.decide(request, entry, cluster.pods.lookup if asks and cluster is not None else None)
 
     return decide
+
+
+def _closer() -> Callable[[socket.socket], None]:
+    """Closes sockets in a thread of its own: no runtime waits for what the kernel still has to do about a deleted table."""
+    queue: SimpleQueue[socket.socket] = SimpleQueue()
+
+    def close() -> None:
+        while True:
+            queue.get().close()
+
+    threading.Thread(target=close, name="close", daemon=True).start()
+    return queue.put
 
 
 def _repeat(work: Callable[[], None]) -> Callable[[], None]:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import os
 import socket
 import struct
+from _thread import _local  # threading.local; importing that module takes 1 ms
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from contextvars import ContextVar
 from dataclasses import dataclass
 
 NETLINK_ROUTE = 0  # linux/netlink.h, to the end of this block
@@ -59,7 +59,13 @@ class _Kept:
         self.sequence = 0
 
 
-_kept: ContextVar[_Kept | None] = ContextVar("kept", default=None)
+class _Thread(_local):
+    """What is kept, thread by thread."""
+
+    kept: _Kept | None = None
+
+
+_thread = _Thread()
 _close: Callable[[socket.socket], None] = socket.socket.close
 
 
@@ -79,24 +85,24 @@ def kept() -> Iterator[None]:
     What others change meanwhile is not seen; what programs of ours change is to be told by forget().
     """
     session = _Kept()
-    token = _kept.set(session)
+    before, _thread.kept = _thread.kept, session
     try:
         yield
     finally:
-        _kept.reset(token)
+        _thread.kept = before
         for sock in session.sockets.values():
             _close(sock)
 
 
 def forget() -> None:
     """All that was listed may have changed."""
-    session = _kept.get()
+    session = _thread.kept
     if session is not None:
         session.dumped.clear()
 
 
 def _forget(protocol: int, changed: int) -> None:
-    session = _kept.get()
+    session = _thread.kept
     if session is not None:
         for asked in [asked for asked in session.dumped if _concerns(protocol, changed, asked[0], asked[1])]:
             del session.dumped[asked]
@@ -109,7 +115,7 @@ def _concerns(protocol: int, changed: int, listed_by: int, listed: int) -> bool:
 
 def dump(protocol: int, kind: int, payload: bytes) -> list[bytes]:
     """The payloads of all objects that a dump request lists. Raises OSError with the kernel's errno."""
-    session = _kept.get()
+    session = _thread.kept
     if session is None:
         return _dump(protocol, kind, payload)
     asked = (protocol, kind, payload)
@@ -163,7 +169,7 @@ def transaction(protocol: int, begin: Message, messages: Sequence[Message], end:
 @contextmanager
 def _connected(protocol: int, messages: int) -> Iterator[tuple[socket.socket, int]]:
     """A socket, and the number of the first of so many messages."""
-    session = _kept.get()
+    session = _thread.kept
     if session is None:
         with _opened(protocol) as sock:
             yield sock, 1
