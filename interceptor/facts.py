@@ -20,7 +20,7 @@ RESOLV_CONF = "/etc/resolv.conf"
 ELSEWHERE = "192.0.2.1"  # the documentation's (RFC 5737)
 ADDED_BY_US = (ipaddress.ip_address("::6"),)
 # kubelet's two cgroup drivers write pod<uid> and kubepods-burstable-pod<uid with underscores>.slice.
-POD_CGROUP = re.compile(r"(?:^|-)pod[0-9a-f]{8}[-_][0-9a-f_-]+(?:\.slice)?$")
+POD_CGROUP = r"(?:^|-)pod[0-9a-f]{8}[-_][0-9a-f_-]+(?:\.slice)?$"
 LOOPBACK_V6_OFF = "/proc/sys/net/ipv6/conf/lo/disable_ipv6"
 # Cilium's socket load balancer: the map that undoes its rewriting exists only with it (cilium bpf/bpf_sock.c); its agent's
 # socket and conflist say that Cilium is there at all.
@@ -108,7 +108,7 @@ def pod_cgroup(namespace: str | None, proc: str = "/proc") -> str | None:
     if own is None:
         return None
     parts = own.strip("/").split("/")
-    pods = [number for number, part in enumerate(parts) if POD_CGROUP.search(part)]
+    pods = [number for number, part in enumerate(parts) if re.search(POD_CGROUP, part)]
     return "/".join(parts[: pods[-1] + 1] if pods else parts) or "/"
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import TypeAlias
 
 from interceptor import nlattr
-from interceptor.backends import hints, netlink
+from interceptor.backends import netlink
 from interceptor.errors import BackendError, Unsupported
 from interceptor.plan.model import TIMEOUTS, TimeoutPolicy, timeout_name
 from interceptor.values import Family
@@ -110,6 +110,8 @@ def _create(policy: Policy) -> None:
         netlink.request(netlink.NETLINK_NETFILTER, [message])
     except OSError as error:
         if error.errno in _NOT_IN_KERNEL:
+            from interceptor.backends import hints  # for those who fail
+
             missing = hints.CT_TIMEOUT if _has_conntrack() else hints.CONNTRACK
             raise Unsupported(f"creating conntrack timeout policies for iptables: {hints.lacks([missing])}") from error
         raise BackendError(f"creating conntrack timeout policy {timeout_name(*policy)}: {error.strerror}") from error

@@ -9,7 +9,7 @@ import errno
 import socket
 
 from interceptor import nlattr
-from interceptor.backends import hints, nf_tables
+from interceptor.backends import nf_tables
 from interceptor.backends.nf_tables import (
     NFPROTO_INET,
     NFT_MSG_GETCHAIN,
@@ -102,6 +102,8 @@ def _dump(message: int, attributes: bytes, family: int = NFPROTO_INET) -> list[b
     try:
         return nf_tables.listed(message, family, attributes)
     except PermissionError as error:
+        from interceptor.backends import hints  # for those who fail
+
         raise BackendError(f"reading nftables: permission denied. {hints.NEEDS_NET_ADMIN}") from error
 
 

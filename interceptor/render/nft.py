@@ -54,8 +54,8 @@ ANNOUNCED = "announced"
 _CONSTANT, _ELEMENT = "meta mark & 0x00000000", "0x00000000"
 _FIRST_PACKET = "tcp flags syn / fin,syn,rst,ack"
 _FIRST_PACKET_NEW = "tcp flags & (fin | syn | rst | ack) == syn"  # as nft 1.1 lists it
-_DURATION = re.compile(r"\b(?:\d+[dhms])+\b")
-_PARTS = re.compile(r"\d+[dhms]")
+_DURATION = r"\b(?:\d+[dhms])+\b"
+_PARTS = r"\d+[dhms]"
 _UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 
 
@@ -293,8 +293,8 @@ def parse(text: str) -> dict[str, tuple[str, ...]]:
 def _as_rendered(line: str) -> str:
     """A line as we write it and nft 1.0 lists it: nft 1.1 lists flags in another form, and seconds with units ("1m5s")."""
     if line.startswith("policy = {"):
-        return _DURATION.sub(
-            lambda found: str(sum(int(each[:-1]) * _UNITS[each[-1]] for each in _PARTS.findall(found[0]))), line
+        return re.sub(
+            _DURATION, lambda found: str(sum(int(each[:-1]) * _UNITS[each[-1]] for each in re.findall(_PARTS, found[0]))), line
         )
     return line.replace(_FIRST_PACKET_NEW, _FIRST_PACKET)
 
