@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 
 NLA_F_NESTED = 0x8000
 NLA_TYPE_MASK = 0x3FFF
@@ -23,21 +22,22 @@ def nested(kind: int, *attributes: bytes) -> bytes:
 
 def parse_attrs(payload: bytes) -> dict[int, bytes]:
     """The attributes in `payload` by type, without the flag bits; of a repeated one the last. A cut-off tail is left out."""
-    return dict(attrs(payload))
+    return {kind & NLA_TYPE_MASK: value for kind, value in flagged(payload)}
 
 
-def attrs(payload: bytes) -> Iterator[tuple[int, bytes]]:
+def attrs(payload: bytes) -> list[tuple[int, bytes]]:
     """The same in order, repeated ones too."""
-    for kind, value in flagged(payload):
-        yield kind & NLA_TYPE_MASK, value
+    return [(kind & NLA_TYPE_MASK, value) for kind, value in flagged(payload)]
 
 
-def flagged(payload: bytes) -> Iterator[tuple[int, bytes]]:
+def flagged(payload: bytes) -> list[tuple[int, bytes]]:
     """The same with the flag bits."""
-    position = 0
-    while position + _HEADER.size <= len(payload):
-        length, kind = _HEADER.unpack_from(payload, position)
-        if length < _HEADER.size:
+    found: list[tuple[int, bytes]] = []
+    position, size, read = 0, len(payload), _HEADER.unpack_from
+    while position + 4 <= size:
+        length, kind = read(payload, position)
+        if length < 4:
             break
-        yield kind, payload[position + _HEADER.size : position + length]
+        found.append((kind, payload[position + 4 : position + length]))
         position += (length + 3) & ~3
+    return found

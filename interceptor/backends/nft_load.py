@@ -6,7 +6,6 @@ What the table says is render/nft_bytes.py's business. Numbers from linux/netfil
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from functools import lru_cache
 from typing import TypeAlias
 
 from interceptor import nlattr
@@ -31,7 +30,6 @@ _OF_SET = frozenset({nf_tables.NFTA_SET_HANDLE, nf_tables.NFTA_SET_TYPE, nf_tabl
 _OF_EXPRESSION = {b"counter\0": frozenset({1, 2}), b"dynset\0": frozenset({6, 9})}
 _LISTED = (nf_tables.NFT_MSG_GETCHAIN, nf_tables.NFT_MSG_GETRULE, nf_tables.NFT_MSG_GETOBJ, nf_tables.NFT_MSG_GETSET)
 _NONE: frozenset[int] = frozenset()
-_KEPT = 1024  # comparisons: those of a node's dozen of configurations
 
 Attributes: TypeAlias = dict[int, bytes]
 
@@ -139,7 +137,12 @@ def _by_name(objects: Iterable[Attributes], name_is: int) -> dict[str, Attribute
 
 
 def _same_objects(wanted: Mapping[str, bytes], found: Mapping[str, Attributes], beside: frozenset[int]) -> bool:
-    return wanted.keys() == found.keys() and all(_same(attributes, found[each], beside) for each, attributes in wanted.items())
+    return wanted.keys() == found.keys() and all(_same(wanted[each], found[each], beside) for each in wanted)
+
+
+def _same(wanted: bytes, found: Attributes, beside: frozenset[int]) -> bool:
+    """Whether all of `wanted` is in `found`, in any order, and nothing else but what is `beside` it."""
+    return nlattr.parse_attrs(wanted) == {kind: value for kind, value in found.items() if kind not in beside}
 
 
 def _same_rules(wanted: Mapping[str, tuple[RuleBytes, ...]], rules: Iterable[Attributes]) -> bool:
@@ -154,34 +157,25 @@ def _same_rules(wanted: Mapping[str, tuple[RuleBytes, ...]], rules: Iterable[Att
 def _same_rule(wanted: RuleBytes, found: Attributes) -> bool:
     if found.get(nf_tables.NFTA_RULE_USERDATA) != wanted.userdata:
         return False
-    return _same_expressions(wanted.expressions, found.get(nf_tables.NFTA_RULE_EXPRESSIONS, b""))
+    expressions = found.get(nf_tables.NFTA_RULE_EXPRESSIONS, b"")
+    # As long as no packet has been counted.
+    return wanted.expressions == expressions or _same_expressions(wanted.expressions, expressions)
 
 
-# Most rules are of most pods, and what the kernel says of them as long as no packet has been counted is the same.
-@lru_cache(_KEPT)
 def _same_expressions(wanted: bytes, found: bytes) -> bool:
-    these, those = list(nlattr.attrs(wanted)), list(nlattr.attrs(found))
+    these, those = nlattr.attrs(wanted), nlattr.attrs(found)
     pairs = zip(these, those, strict=False)
-    return len(these) == len(those) and all(_same_expression(this, that) for (_, this), (_, that) in pairs)
+    return len(these) == len(those) and all(
+        this == that or _same_expression(nlattr.parse_attrs(this), nlattr.parse_attrs(that)) for (_, this), (_, that) in pairs
+    )
 
 
-@lru_cache(_KEPT)
-def _same_expression(wanted: bytes, found: bytes) -> bool:
-    kind = nlattr.parse_attrs(wanted)[NFTA_EXPR_NAME]
-    attributes = nlattr.parse_attrs(found)
-    described = nlattr.parse_attrs(attributes.get(NFTA_EXPR_DATA, b""))
-    data = nlattr.parse_attrs(wanted)[NFTA_EXPR_DATA]
-    return attributes.get(NFTA_EXPR_NAME) == kind and _same(data, described, _OF_EXPRESSION.get(kind, _NONE))
-
-
-def _same(wanted: bytes, found: Attributes, beside: frozenset[int] = _NONE) -> bool:
-    """Whether all of `wanted` is in `found`, and nothing else but what is `beside` it."""
-    asked = {kind & nlattr.NLA_TYPE_MASK: (kind, value) for kind, value in nlattr.flagged(wanted)}
-    if asked.keys() != found.keys() - beside:
-        return False
-    return all(
-        _same(value, nlattr.parse_attrs(found[kind])) if flagged & nlattr.NLA_F_NESTED else value == found[kind]
-        for kind, (flagged, value) in asked.items()
+def _same_expression(wanted: Attributes, found: Attributes) -> bool:
+    kind = wanted[NFTA_EXPR_NAME]
+    beside = _OF_EXPRESSION.get(kind, _NONE)
+    these, those = (nlattr.parse_attrs(each.get(NFTA_EXPR_DATA, b"")) for each in (wanted, found))
+    return found.get(NFTA_EXPR_NAME) == kind and all(
+        these.get(number) == those.get(number) for number in (these.keys() | those.keys()) - beside
     )
 
 

@@ -107,16 +107,16 @@ def _chain(chain: Chain) -> bytes:
     if chain.hook is None:
         return b""
     kind, priority = nft.BASE[chain.table, chain.hook]
-    hook = nested(NFTA_CHAIN_HOOK, number(NFTA_HOOK_HOOKNUM, _HOOKS[chain.hook]), signed(NFTA_HOOK_PRIORITY, priority))
-    return text(NFTA_CHAIN_TYPE, kind) + number(NFTA_CHAIN_POLICY, expressions.NF_ACCEPT) + hook
+    hook = number(NFTA_HOOK_HOOKNUM, _HOOKS[chain.hook]) + signed(NFTA_HOOK_PRIORITY, priority)
+    return attr(NFTA_CHAIN_HOOK, hook) + number(NFTA_CHAIN_POLICY, expressions.NF_ACCEPT) + text(NFTA_CHAIN_TYPE, kind)
 
 
 def _timeouts(policy: TimeoutPolicy, family: Family) -> bytes:
     seconds = _TCP_TIMEOUTS | {_TCP_STATES[state]: value for state, value in TIMEOUTS[policy].items()}
-    # CTA_TIMEOUT_L3PROTO 1, _L4PROTO 2, _DATA 3
-    protocols = attr(1, NFPROTO[family].to_bytes(2, "big")) + attr(2, bytes([L4PROTO[Proto.TCP]]))
+    # NFTA_CT_TIMEOUT_L3PROTO 1, _L4PROTO 2, _DATA 3
+    protocols = attr(2, bytes([L4PROTO[Proto.TCP]])) + attr(1, NFPROTO[family].to_bytes(2, "big"))
     values = nested(3, *(number(state, value) for state, value in seconds.items()))
-    return number(NFTA_OBJ_TYPE, expressions.NFT_OBJECT_CT_TIMEOUT) + nested(NFTA_OBJ_DATA, protocols, values)
+    return number(NFTA_OBJ_TYPE, expressions.NFT_OBJECT_CT_TIMEOUT) + attr(NFTA_OBJ_DATA, protocols + values)
 
 
 class _Rendering:

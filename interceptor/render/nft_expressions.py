@@ -1,6 +1,7 @@
 """The expressions that nf_tables rules are made of, as netlink attributes. Pure; knows no plan.
 
-Each carries every attribute that the kernel gives back for it, defaults too: what stands can then be compared byte for byte.
+Each carries every attribute that the kernel gives back for it, defaults too, in the kernel's order and without the flag of
+nested ones, as it does: what stands can be compared byte for byte. It takes them in any order, with the flag or without.
 Numbers from linux/netfilter/nf_tables.h unless said. Packets' values are in network order, the kernel's own in the machine's.
 """
 
@@ -10,7 +11,7 @@ import struct
 import sys
 from functools import lru_cache
 
-from interceptor.nlattr import attr, nested
+from interceptor.nlattr import attr
 
 NFTA_LIST_ELEM = 1
 NFTA_EXPR_NAME = 1
@@ -65,7 +66,7 @@ def text(kind: int, value: str) -> bytes:
 
 def value(kind: int, content: bytes) -> bytes:
     """What a register or a set's element holds."""
-    return nested(kind, attr(NFTA_DATA_VALUE, content))
+    return attr(kind, attr(NFTA_DATA_VALUE, content))
 
 
 def host(content: int, size: int = 4) -> bytes:
@@ -79,14 +80,14 @@ def port(content: int) -> bytes:
 
 
 def _expression(name: str, *attributes: bytes) -> bytes:
-    return nested(NFTA_LIST_ELEM, text(NFTA_EXPR_NAME, name), nested(NFTA_EXPR_DATA, *attributes))
+    return attr(NFTA_LIST_ELEM, text(NFTA_EXPR_NAME, name) + attr(NFTA_EXPR_DATA, b"".join(attributes)))
 
 
 # Attributes: NFTA_META_DREG 1, NFTA_META_KEY 2, NFTA_META_SREG 3; NFTA_CT_DREG 1, _KEY 2, _DIRECTION 3, _SREG 4.
 @kept
 def meta(key: int) -> bytes:
     """Load a property of the packet."""
-    return _expression("meta", number(1, NFT_REG_1), number(2, key))
+    return _expression("meta", number(2, key), number(1, NFT_REG_1))
 
 
 @kept
@@ -104,13 +105,13 @@ def ct(key: int) -> bytes:
 @kept
 def set_ct(key: int) -> bytes:
     """Change one."""
-    return _expression("ct", number(2, key), number(4, NFT_REG_1))
+    return _expression("ct", number(4, NFT_REG_1), number(2, key))
 
 
 @kept
 def set_original_zone() -> bytes:
     """Choose the conntrack zone of packets in the original direction (IP_CT_DIR_ORIGINAL 0)."""
-    return _expression("ct", number(2, NFT_CT_ZONE), attr(3, b"\0"), number(4, NFT_REG_1))
+    return _expression("ct", number(4, NFT_REG_1), number(2, NFT_CT_ZONE), attr(3, b"\0"))
 
 
 # NFTA_CMP_SREG 1, _OP 2, _DATA 3.
@@ -131,8 +132,8 @@ def payload(base: int, offset: int, length: int) -> bytes:
 @kept
 def bitwise(mask: bytes, xor: bytes) -> bytes:
     """Change what was loaded: (it & mask) ^ xor."""
-    registers = (number(1, NFT_REG_1), number(2, NFT_REG_1), number(6, NFT_BITWISE_BOOL))
-    return _expression("bitwise", *registers, number(3, len(mask)), value(4, mask), value(5, xor))
+    registers = (number(1, NFT_REG_1), number(2, NFT_REG_1))
+    return _expression("bitwise", *registers, number(3, len(mask)), number(6, NFT_BITWISE_BOOL), value(4, mask), value(5, xor))
 
 
 # NFTA_BYTEORDER_SREG 1, _DREG 2, _OP 3, _LEN 4, _SIZE 5.
@@ -168,13 +169,14 @@ def lookup(name: str, flags: int = 0) -> bytes:
 @kept
 def add_to(name: str) -> bytes:
     """Put what was loaded into the set."""
-    return _expression("dynset", text(1, name), number(3, NFT_DYNSET_OP_ADD), number(4, NFT_REG_1))
+    return _expression("dynset", number(4, NFT_REG_1), number(3, NFT_DYNSET_OP_ADD), text(1, name))
 
 
+# NFTA_COUNTER_BYTES 1, _PACKETS 2.
 @kept
 def counter() -> bytes:
-    """Count packets and bytes."""
-    return _expression("counter")
+    """Count packets and bytes, from 0."""
+    return _expression("counter", attr(1, bytes(8)), attr(2, bytes(8)))
 
 
 # NFTA_IMMEDIATE_DREG 1, _DATA 2.
@@ -188,8 +190,8 @@ def immediate(content: bytes) -> bytes:
 def verdict(code: int, chain: str = "") -> bytes:
     """End the rule: NF_DROP, NF_ACCEPT, NFT_RETURN, or NFT_JUMP and NFT_GOTO with a chain."""
     target = text(NFTA_VERDICT_CHAIN, chain) if chain else b""
-    decided = nested(NFTA_DATA_VERDICT, signed(NFTA_VERDICT_CODE, code), target)
-    return _expression("immediate", number(1, NFT_REG_VERDICT), nested(2, decided))
+    decided = attr(NFTA_DATA_VERDICT, signed(NFTA_VERDICT_CODE, code) + target)
+    return _expression("immediate", number(1, NFT_REG_VERDICT), attr(2, decided))
 
 
 # NFTA_REDIR_REG_PROTO_MIN 1, _REG_PROTO_MAX 2, _FLAGS 3.
@@ -210,7 +212,7 @@ def tproxy(family: int) -> bytes:
 @kept
 def timeouts(name: str) -> bytes:
     """Give the new connection the timeouts of the object with that name."""
-    return _expression("objref", number(1, NFT_OBJECT_CT_TIMEOUT), text(2, name))
+    return _expression("objref", text(2, name), number(1, NFT_OBJECT_CT_TIMEOUT))
 
 
 # NFTA_LOG_PREFIX 2, _LEVEL 5.

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from interceptor.nlattr import attr, nested
+from interceptor.nlattr import attr
 from interceptor.render import nft_expressions as nft
 from interceptor.values import Family, IdRange, Network, PortRange, Proto
 
@@ -177,7 +177,7 @@ def _element(key: bytes, flags: int = 0, userdata: bytes = b"") -> bytes:
         attributes += nft.number(NFTA_SET_ELEM_FLAGS, flags)
     if userdata:
         attributes += attr(NFTA_SET_ELEM_USERDATA, userdata)
-    return nested(nft.NFTA_LIST_ELEM, attributes)
+    return attr(nft.NFTA_LIST_ELEM, attributes)
 
 
 def _attributes(flags: int, kind: _Kind, size: int, userdata: bytes) -> bytes:
@@ -186,8 +186,8 @@ def _attributes(flags: int, kind: _Kind, size: int, userdata: bytes) -> bytes:
             nft.number(NFTA_SET_FLAGS, flags),
             nft.number(NFTA_SET_KEY_TYPE, kind.datatype),
             nft.number(NFTA_SET_KEY_LEN, kind.size),
-            nested(NFTA_SET_DESC, nft.number(NFTA_SET_DESC_SIZE, size)),
             attr(NFTA_SET_USERDATA, userdata),
+            attr(NFTA_SET_DESC, nft.number(NFTA_SET_DESC_SIZE, size)),
         )
     )
 
