@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ class Attachment:
     state: State = "captured"
     pod: str = ""  # namespace/name, empty outside of Kubernetes
     network: str = ""
+    since: float = 0.0  # when its ADD ended, by time.monotonic(); 0: before this agent
 
     @property
     def way(self) -> str | None:
@@ -58,6 +60,7 @@ class Attachments:
     def put(self, attachment: Attachment, decision: Decision) -> None:
         """Remember an ADD that succeeded. `attachment.descriptor` is duplicated where the path does not lead there."""
         key = attachment.key
+        attachment.since = time.monotonic()
         if _identity(attachment.path) == attachment.identity:
             attachment.descriptor = -1
         else:

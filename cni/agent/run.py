@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import socket
+import sys
 import threading
 import time
 import traceback
@@ -34,6 +35,7 @@ from interceptor.backends import netlink
 from interceptor.errors import ConfigError, Problem
 
 UNTAINT_RETRY_S = 5.0
+SWITCH_S = 0.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,8 @@ def run(settings: Settings) -> int:
     threading.excepthook = _log_exception
     stopped = _told_to_stop()
     _raise_descriptor_limit()
+    # A request takes a few milliseconds; by itself (5 ms) Python would let it wait as long for a thread that does not.
+    sys.setswitchinterval(SWITCH_S)
     netlink.close_by(_closer())
     metrics = Metrics()
     attachments = _attachments(settings.socket_path)
