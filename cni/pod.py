@@ -10,7 +10,7 @@ from cni import cluster
 from cni.annotations.view import Meant, PodView
 from cni.cluster import Cluster
 from cni.entry import Entry
-from cni.protocol import Request
+from cni.protocol import JsonObject, Request
 from interceptor import sources
 from interceptor.config import Config, Names
 from interceptor.sources import Layer
@@ -20,6 +20,9 @@ ARGS_PREFIX = sources.ENV_PREFIX
 # Beside the options' annotations: on a pod, or on its namespace for all of its pods.
 BY_CONFLIST = "the conflist's entry says so"
 CAPTURE = "interceptor.io/capture"
+# A node has hundreds of pods, of fewer kinds.
+KNOWN_MOST = 256
+_known: dict[str, Config] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,20 +135,34 @@ def _captured(
     annotations: Mapping[str, str] | None = None,
     reason: str = BY_CONFLIST,
 ) -> Decision:
-    resolved = sources.resolve(
-        objects=(
-            sources.from_object(entry.capture, "capture"),
-            sources.from_object(entry.runtime_capture, "runtimeConfig.interceptor"),
-            *layers,
-        ),
-        environment={name: value for name, value in request.args.items() if name.startswith(ARGS_PREFIX)},
-        annotations=annotations,
-        names=Names(_no_name, _no_name),
-    )
-    config = resolved.config
+    objects = [(dict(entry.capture), "capture"), (dict(entry.runtime_capture), "runtimeConfig.interceptor")]
+    environment = {name: value for name, value in request.args.items() if name.startswith(ARGS_PREFIX)}
+    config = _config(objects, list(layers), environment, annotations)
     if config.outbound == config.inbound == config.udp == config.dns == "off":
         return Skip("outbound, inbound, udp and dns are off")
     return Capture(config, entry.resolvers, reason)
+
+
+def _config(
+    objects: list[tuple[JsonObject, str]],
+    layers: list[Layer],
+    environment: Mapping[str, str],
+    annotations: Mapping[str, str] | None,
+) -> Config:
+    """The Config of these sources. Most pods of a node say the same; what is wrong is told anew each time."""
+    said = repr((objects, layers, environment, annotations))
+    config = _known.get(said)
+    if config is None:
+        config = sources.resolve(
+            objects=(*(sources.from_object(found, place) for found, place in objects), *layers),
+            environment=environment,
+            annotations=annotations,
+            names=Names(_no_name, _no_name),
+        ).config
+        if len(_known) >= KNOWN_MOST:
+            _known.clear()
+        _known[said] = config
+    return config
 
 
 def _no_name(name: str) -> int:

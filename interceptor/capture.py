@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 
 from interceptor import facts, netns
 from interceptor.backends import announced as noting
@@ -266,9 +266,10 @@ def _backend(name: detect.BackendName) -> Backend:
 
 def _holding(missing: Mapping[detect.BackendName, str], keep: detect.BackendName | None) -> Iterator[detect.BackendName]:
     """The usable backends, but `keep`, in whose tables something of ours stands."""
+    may_hold = cache(detect.may_hold)
     for name in detect.NAMES:
         # Seldom is there anything: programs are looked for only then.
-        if _same_tables(name, keep) or not detect.may_hold(name) or name in missing:
+        if _same_tables(name, keep) or not may_hold("iptables-legacy" if name == "libiptc" else name) or name in missing:
             continue
         # libiptc's and iptables-legacy's tables are the same.
         if name == "libiptc" and "iptables-legacy" not in missing:
