@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-from cni import cluster
-from cni.annotations.view import Meant, PodView
-from cni.cluster import Cluster
-from cni.entry import Entry
-from cni.protocol import JsonObject, Request
 from interceptor import sources
 from interceptor.config import Config, Names
 from interceptor.sources import Layer
+
+if TYPE_CHECKING:
+    from cni.annotations.view import Meant, PodView
+    from cni.cluster import Cluster
+    from cni.entry import Entry
+    from cni.protocol import JsonObject, Request
 
 # CNI_ARGS can carry options without Kubernetes (`podman run --annotation`, ctr): named as their environment variables are.
 ARGS_PREFIX = sources.ENV_PREFIX
@@ -49,7 +50,7 @@ class Skip:
 
 Decision: TypeAlias = Capture | Skip
 # (namespace, name, uid or "") -> the pod as the API knows it. May take long, and may raise CniError.
-Lookup: TypeAlias = Callable[[str, str, str], PodView]
+Lookup: TypeAlias = "Callable[[str, str, str], PodView]"
 
 
 def decide(request: Request, entry: Entry, lookup: Lookup | None = None) -> Decision:
@@ -60,6 +61,9 @@ def decide(request: Request, entry: Entry, lookup: Lookup | None = None) -> Deci
     """
     if entry.kubernetes is None:
         return _captured(request, entry)
+
+    from cni import cluster  # only where Kubernetes is
+
     known = cluster.read(entry.kubernetes)
     if lookup is None:
         return _captured(request, entry)  # STATUS, or an installer's look at the entry

@@ -95,7 +95,7 @@ def run(settings: Settings) -> int:
         log("ready", socket=settings.socket_path, http=settings.http, attachments=len(attachments.all()))
         if cluster is not None and settings.kubernetes is not None and settings.kubernetes.untaint:
             threading.Thread(target=cluster.untaint, name="untaint", daemon=True).start()
-        _wait_for(stopped)
+        os.read(stopped, 1)
         admin.ready = False
         log("stopping")
         serving.stop()
@@ -183,21 +183,15 @@ def _log_exception(what: threading.ExceptHookArgs) -> None:
 
 
 def _told_to_stop() -> int:
-    # An eventfd, not a threading.Event: a handler may run while the main thread holds the Event's lock.
-    told = os.eventfd(0, os.EFD_CLOEXEC)
+    """A descriptor from which a byte can be read once we are told to stop."""
+    told, tell = os.pipe2(os.O_CLOEXEC)
+    os.set_blocking(tell, False)
+    # Written by whichever thread the kernel gives the signal to. Python's own handlers run in the main thread, and not while
+    # that waits: it is interrupted only when it is the one.
+    signal.set_wakeup_fd(tell)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _number, _frame: os.eventfd_write(told, 1))
+        signal.signal(number, lambda _number, _frame: None)
     return told
-
-
-def _wait_for(told: int) -> None:
-    # Unlike most calls it isn't repeated after a signal; the handler has run by then.
-    while True:
-        try:
-            os.eventfd_read(told)
-        except InterruptedError:
-            continue
-        return
 
 
 def _raise_descriptor_limit() -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from interceptor.backends import nf_tables, nft_table, process
-from interceptor.config import Backend
 from interceptor.errors import ConfigError, Problem, Unsupported
+
+if TYPE_CHECKING:
+    from interceptor.config import Backend
 
 # "connect" writes no rules: for a plan that has none.
 RuleBackendName = Literal["nft", "iptables-nft", "iptables-legacy", "libiptc"]

@@ -25,10 +25,10 @@ from interceptor.backends.nf_tables import (
     text,
 )
 from interceptor.errors import BackendError
-from interceptor.render import iptables, nft
+from interceptor.render.names import IPTABLES_PREFIX, NFT_ANNOUNCED, NFT_TABLE
 
 NFTNL_UDATA_RULE_COMMENT = 0
-_TABLE = nft.TABLE.encode() + b"\0"
+_TABLE = NFT_TABLE.encode() + b"\0"
 
 
 def comments() -> dict[str, tuple[str, ...]] | None:
@@ -50,20 +50,20 @@ def comments() -> dict[str, tuple[str, ...]] | None:
 
 def announced() -> bool | None:
     """Whether the proxy has announced itself, as our table notes; None when nothing there asks."""
-    name = nft.ANNOUNCED.encode() + b"\0"
+    name = NFT_ANNOUNCED.encode() + b"\0"
     about = nlattr.attr(nf_tables.NFTA_SET_ELEM_LIST_TABLE, _TABLE) + nlattr.attr(nf_tables.NFTA_SET_ELEM_LIST_SET, name)
     try:
         listed = _dump(nf_tables.NFT_MSG_GETSETELEM, about)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.EINVAL):  # no such table or set; no nf_tables in this kernel
             return None
-        raise BackendError(f"reading the nft set {nft.ANNOUNCED}: {error.strerror or error}") from error
+        raise BackendError(f"reading the nft set {NFT_ANNOUNCED}: {error.strerror or error}") from error
     return any(nlattr.parse_attrs(payload).get(nf_tables.NFTA_SET_ELEM_LIST_ELEMENTS) for payload in listed)
 
 
 def delete() -> None:
     """Delete our table with all that is in it. Raises BackendError."""
-    table = nf_tables.name(nf_tables.NFTA_TABLE_NAME, nft.TABLE)
+    table = nf_tables.name(nf_tables.NFTA_TABLE_NAME, NFT_TABLE)
     try:
         nf_tables.change([Change(nf_tables.NFT_MSG_DELTABLE, NFPROTO_INET, table)])
     except OSError as error:
@@ -80,11 +80,11 @@ def supported() -> bool:
 
 
 def has_iptables_chains() -> bool:
-    """Whether iptables-nft holds chains of ours: their names start with render.iptables.PREFIX, in tables of ip or ip6."""
+    """Whether iptables-nft holds chains of ours: their names start with IPTABLES_PREFIX, in tables of ip or ip6."""
     if not supported():
         return False
     return any(
-        text(nlattr.parse_attrs(payload).get(NFTA_CHAIN_NAME, b"")).startswith(iptables.PREFIX)
+        text(nlattr.parse_attrs(payload).get(NFTA_CHAIN_NAME, b"")).startswith(IPTABLES_PREFIX)
         for family in (socket.AF_INET, socket.AF_INET6)
         for payload in _dump(NFT_MSG_GETCHAIN, b"", family)
     )

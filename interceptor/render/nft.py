@@ -33,9 +33,10 @@ from interceptor.plan.model import (
     Zone,
     timeout_name,
 )
+from interceptor.render import names
 from interceptor.values import MAX_MARK, Family, IdRange, Mark, Network, PortRange, kernel_text
 
-TABLE = "interceptor"
+TABLE = names.NFT_TABLE
 L3 = {Family.V4: "ip", Family.V6: "ip6"}
 NFPROTO = {Family.V4: "ipv4", Family.V6: "ipv6"}
 # Hook types and priorities, linux/netfilter_ipv4.h: raw -300, conntrack -200, mangle -150, dstnat -100. NAT sits one before
@@ -48,9 +49,7 @@ BASE = {
     (Table.NAT, Hook.OUTPUT): ("nat", -101),
     (Table.NAT, Hook.PREROUTING): ("nat", -101),
 }
-# A set that holds nothing, or one element: whether the proxy has announced itself. Its key must be of some packet's value, and
-# the same for all packets: no bit of their mark.
-ANNOUNCED = "announced"
+ANNOUNCED = names.NFT_ANNOUNCED
 _CONSTANT, _ELEMENT = "meta mark & 0x00000000", "0x00000000"
 _FIRST_PACKET = "tcp flags syn / fin,syn,rst,ack"
 _FIRST_PACKET_NEW = "tcp flags & (fin | syn | rst | ack) == syn"  # as nft 1.1 lists it
