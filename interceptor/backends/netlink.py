@@ -46,6 +46,15 @@ class Message:
     flags: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A transaction's bytes; `last`: the number of the message that is acknowledged, `kind`: its nlmsg_type."""
+
+    content: bytes
+    last: int
+    kind: int
+
+
 class _Interrupted(Exception):
     """The listed objects changed during the dump."""
 
@@ -150,20 +159,25 @@ def request(protocol: int, messages: Sequence[Message]) -> list[bytes]:
     return answers
 
 
-def transaction(protocol: int, begin: Message, messages: Sequence[Message], end: Message) -> None:
-    """Send `messages` as one nfnetlink batch: all or none take effect. Raises OSError with the first refusal's errno."""
+def batch(begin: Message, messages: Sequence[Message], end: Message) -> Batch:
+    """`messages` as one nfnetlink batch, which may be sent any number of times."""
     *most, last = messages
-    _forget(protocol, last.kind)
-    with _connected(protocol, len(messages)) as (sock, first):
-        # Refusals come unasked; one acknowledgement a message could be more than the socket's buffer holds.
-        parts = [_packed(begin, 0, NLM_F_REQUEST)]
-        parts += [_packed(message, sequence, NLM_F_REQUEST) for sequence, message in enumerate(most, start=first)]
-        parts += [_packed(last, first + len(most), NLM_F_REQUEST | NLM_F_ACK), _packed(end, 0, NLM_F_REQUEST)]
-        batch = b"".join(parts)
-        if len(batch) > _SEND_SIZE:
-            sock.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, 2 * len(batch))
-        sock.send(batch)
-        _answers(sock, first + len(most))
+    # Refusals come unasked; one acknowledgement a message could be more than the socket's buffer holds.
+    parts = [_packed(begin, 0, NLM_F_REQUEST)]
+    parts += [_packed(message, sequence, NLM_F_REQUEST) for sequence, message in enumerate(most, start=1)]
+    parts += [_packed(last, len(messages), NLM_F_REQUEST | NLM_F_ACK), _packed(end, 0, NLM_F_REQUEST)]
+    return Batch(b"".join(parts), len(messages), last.kind)
+
+
+def transaction(protocol: int, sent: Batch) -> None:
+    """Send a batch: all of it or none takes effect. Raises OSError with the first refusal's errno."""
+    _forget(protocol, sent.kind)
+    # Whatever was asked before at this socket has been answered: the batch's own numbers tell its answers.
+    with _connected(protocol, 0) as (sock, _):
+        if len(sent.content) > _SEND_SIZE:
+            sock.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, 2 * len(sent.content))
+        sock.send(sent.content)
+        _answers(sock, sent.last)
 
 
 @contextmanager

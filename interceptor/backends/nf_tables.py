@@ -68,13 +68,22 @@ def listed(kind: int, family: int, about: bytes = b"") -> list[bytes]:
 
 def change(steps: Sequence[Change]) -> None:
     """All of `steps` or none. Raises OSError with the first refusal's errno."""
-    batch = _GENERIC.pack(socket.AF_UNSPEC, 0, NFNL_SUBSYS_NFTABLES)
+    commit(transaction(steps))
+
+
+def transaction(steps: Sequence[Change]) -> netlink.Batch:
+    """`steps` as a transaction, which may be made any number of times."""
+    about = _GENERIC.pack(socket.AF_UNSPEC, 0, NFNL_SUBSYS_NFTABLES)
     messages = [
         netlink.Message(NFNL_SUBSYS_NFTABLES << 8 | step.kind, _GENERIC.pack(step.family, 0, 0) + step.about, step.flags)
         for step in steps
     ]
-    begin, end = netlink.Message(NFNL_MSG_BATCH_BEGIN, batch), netlink.Message(NFNL_MSG_BATCH_END, batch)
-    netlink.transaction(netlink.NETLINK_NETFILTER, begin, messages, end)
+    return netlink.batch(netlink.Message(NFNL_MSG_BATCH_BEGIN, about), messages, netlink.Message(NFNL_MSG_BATCH_END, about))
+
+
+def commit(prepared: netlink.Batch) -> None:
+    """Make that transaction: all of it or nothing. Raises OSError with the first refusal's errno."""
+    netlink.transaction(netlink.NETLINK_NETFILTER, prepared)
 
 
 def generation() -> int:

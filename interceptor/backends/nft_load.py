@@ -6,6 +6,7 @@ What the table says is render/nft_bytes.py's business. Numbers from linux/netfil
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
 from typing import TypeAlias
 
 from interceptor import nlattr
@@ -18,6 +19,7 @@ from interceptor.render.nft_expressions import NFTA_EXPR_DATA, NFTA_EXPR_NAME
 _TABLE = name(nf_tables.NFTA_TABLE_NAME, nft.TABLE)
 _TABLE_NAME = nft.TABLE.encode() + b"\0"
 _NO_FLAGS = bytes(4)
+_MADE = _TABLE + nlattr.attr(nf_tables.NFTA_TABLE_FLAGS, _NO_FLAGS)
 _CREATED = netlink.NLM_F_CREATE
 _APPENDED = netlink.NLM_F_CREATE | netlink.NLM_F_APPEND
 # What the kernel adds of its own: handles, how often an object is used, what a counter has counted.
@@ -39,12 +41,25 @@ class Loadable:
 
     def __init__(self, table: TableBytes) -> None:
         self.table = table
-        self.steps = (*_objects(table), *_rules(table))
         # What the set of announcements holds is a state, which comes and goes by itself.
         asked = [name(nf_tables.NFTA_SET_ELEM_LIST_SET, each) for each in table.sets if each != nft.ANNOUNCED]
         self.lists = [*((kind, b"") for kind in _LISTED), *((nf_tables.NFT_MSG_GETSETELEM, each) for each in asked)]
         # What the kernel said when it held the table; most pods' answers are the same, as long as no packet is counted.
         self.said: list[list[bytes]] = []
+
+    @cached_property
+    def creation(self) -> netlink.Batch:
+        """The transaction where no table of ours stands: it fails where one does."""
+        return self._after(Change(nf_tables.NFT_MSG_NEWTABLE, NFPROTO_INET, _MADE, _CREATED | netlink.NLM_F_EXCL))
+
+    @property
+    def replacement(self) -> netlink.Batch:
+        """The transaction in place of one that stands."""
+        made = Change(nf_tables.NFT_MSG_NEWTABLE, NFPROTO_INET, _MADE, _CREATED)
+        return self._after(_change(nf_tables.NFT_MSG_DELTABLE, b""), made)
+
+    def _after(self, *steps: Change) -> netlink.Batch:
+        return nf_tables.transaction([*steps, *_objects(self.table), *_rules(self.table)])
 
 
 def load(wanted: Loadable, *, replacing: bool) -> None:
@@ -52,12 +67,7 @@ def load(wanted: Loadable, *, replacing: bool) -> None:
 
     Deleting one that is not there would cost the kernel's grace period. Raises OSError.
     """
-    made = _TABLE + nlattr.attr(nf_tables.NFTA_TABLE_FLAGS, _NO_FLAGS)
-    if replacing:
-        steps = [_change(nf_tables.NFT_MSG_DELTABLE, b""), Change(nf_tables.NFT_MSG_NEWTABLE, NFPROTO_INET, made, _CREATED)]
-    else:
-        steps = [Change(nf_tables.NFT_MSG_NEWTABLE, NFPROTO_INET, made, _CREATED | netlink.NLM_F_EXCL)]
-    nf_tables.change([*steps, *wanted.steps])
+    nf_tables.commit(wanted.replacement if replacing else wanted.creation)
 
 
 def holds(wanted: Loadable) -> bool:
