@@ -57,9 +57,9 @@ def kernel_tests(release: str) -> tuple[str, ...]:
 def short(release: str) -> tuple[str, ...]:
     """What CI can afford.
 
-    What the kernel lacks; nft's rules without nft; by each backend: apply and real packets down every captured path, with REDIRECT and with TPROXY, and
-    clean, which with TPROXY has routes to remove as well; the proxy, both ways; the CNI plugin's static file: ADD and DEL;
-    capture at connect(), where there is.
+    What the kernel lacks; nft's rules without nft; by each backend: apply and real packets down every captured path, with
+    REDIRECT and with TPROXY, and clean, which with TPROXY has routes to remove as well; the proxy, both ways; the CNI plugin's
+    static file: ADD and DEL; capture at connect(), where there is.
     """
     return (
         *kernel_tests(release),
