@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from cni import pod, protocol
-from cni.entry import Entry
-from cni.pod import Capture, Decision
+from cni import protocol
 from cni.protocol import CniError, Request
-from interceptor import capture, netns
+from interceptor import netns
 from interceptor.errors import ConfigError, InterceptorError, Problem
+
+if TYPE_CHECKING:
+    from cni.entry import Entry
+    from cni.pod import Capture, Decision
+
+# Each verb imports what it needs, and a DEL needs little: no option, no plan.
 
 
 class Ops(Protocol):
@@ -46,14 +50,20 @@ class InProcess:
 
     def decide(self, request: Request, entry: Entry) -> Decision:
         """See Ops."""
+        from cni import pod
+
         return pod.decide(request, entry)
 
     def enable(self, request: Request, wanted: Capture) -> Iterable[str]:
         """See Ops."""
+        from interceptor import capture
+
         return capture.enable(wanted.config, netns=request.netns, resolvers=resolvers_for(wanted)).warnings
 
     def differences(self, request: Request, wanted: Capture) -> list[str]:
         """See Ops."""
+        from interceptor import capture
+
         found = capture.check(wanted.config, netns=request.netns, resolvers=resolvers_for(wanted))
         return [str(difference) for difference in found.differences]
 
@@ -61,13 +71,18 @@ class InProcess:
         """See Ops."""
         # A dead pid, a namespace that was deleted, a file that was left: nothing to take rules from.
         if os.path.exists(request.netns):
-            capture.disable(netns=request.netns)
+            from interceptor import release
+
+            release.disable(netns=request.netns)
 
     def status(self, entry: Entry) -> None:
         """See Ops."""
+        from cni import pod
+        from interceptor import capture
+
         decision = pod.decide(Request("STATUS"), entry)
         try:
-            if isinstance(decision, Capture):
+            if isinstance(decision, pod.Capture):
                 capture.usable(decision.config)
         except InterceptorError as error:
             raise CniError(protocol.NOT_AVAILABLE, "this host cannot write capture rules", str(error)) from error

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-from cni import entry, protocol
-from cni.entry import Entry
-from cni.ops import Ops
-from cni.pod import Capture, Skip
+from cni import protocol
 from cni.protocol import CniError, JsonObject, Request
 from interceptor.errors import BackendError, ConfigError, InterceptorError, NetnsError, Unsupported
+
+if TYPE_CHECKING:
+    from cni.entry import Entry
+    from cni.ops import Ops
 
 Result: TypeAlias = tuple[int, JsonObject | None]
 
@@ -54,6 +55,8 @@ def _answer(environment: Mapping[str, str], stdin: bytes, ops: Ops, say: Callabl
         case "DEL":
             _delete(request, ops, say)
         case "STATUS":
+            from cni import entry
+
             _as_cni(ops.status, entry.read(request.config))
         case _:
             # GC: all that we make is in the pod's own namespace and goes with it, so nothing of ours outlives an attachment.
@@ -62,6 +65,8 @@ def _answer(environment: Mapping[str, str], stdin: bytes, ops: Ops, say: Callabl
 
 
 def _add(request: Request, ops: Ops, say: Callable[[str], None]) -> JsonObject:
+    from cni import entry
+
     result = protocol.passed_on(request)
     configured = entry.read(request.config)
     try:
@@ -74,6 +79,8 @@ def _add(request: Request, ops: Ops, say: Callable[[str], None]) -> JsonObject:
 
 
 def _capture(request: Request, configured: Entry, ops: Ops, say: Callable[[str], None]) -> None:
+    from cni.pod import Capture, Skip
+
     ops.refuse_own_netns(request)
     decision = ops.decide(request, configured)
     match decision:
@@ -85,12 +92,16 @@ def _capture(request: Request, configured: Entry, ops: Ops, say: Callable[[str],
 
 
 def _check(request: Request, ops: Ops) -> None:
+    from cni import entry
+
     configured = entry.read(request.config)
     protocol.passed_on(request)
     _as_cni(_compare, request, configured, ops)
 
 
 def _compare(request: Request, configured: Entry, ops: Ops) -> None:
+    from cni.pod import Skip
+
     ops.refuse_own_netns(request)
     decision = ops.decide(request, configured)
     if isinstance(decision, Skip):

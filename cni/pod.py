@@ -4,22 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-from cni import cluster
-from cni.annotations.view import Meant, PodView
-from cni.cluster import Cluster
-from cni.entry import Entry
-from cni.protocol import Request
 from interceptor import sources
 from interceptor.config import Config, Names
 from interceptor.sources import Layer
+
+if TYPE_CHECKING:
+    from cni.annotations.view import Meant, PodView
+    from cni.cluster import Cluster
+    from cni.entry import Entry
+    from cni.protocol import JsonObject, Request
 
 # CNI_ARGS can carry options without Kubernetes (`podman run --annotation`, ctr): named as their environment variables are.
 ARGS_PREFIX = sources.ENV_PREFIX
 # Beside the options' annotations: on a pod, or on its namespace for all of its pods.
 BY_CONFLIST = "the conflist's entry says so"
 CAPTURE = "interceptor.io/capture"
+# A node has hundreds of pods, of fewer kinds.
+KNOWN_MOST = 256
+_known: dict[str, Config] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +50,7 @@ class Skip:
 
 Decision: TypeAlias = Capture | Skip
 # (namespace, name, uid or "") -> the pod as the API knows it. May take long, and may raise CniError.
-Lookup: TypeAlias = Callable[[str, str, str], PodView]
+Lookup: TypeAlias = "Callable[[str, str, str], PodView]"
 
 
 def decide(request: Request, entry: Entry, lookup: Lookup | None = None) -> Decision:
@@ -57,6 +61,9 @@ def decide(request: Request, entry: Entry, lookup: Lookup | None = None) -> Deci
     """
     if entry.kubernetes is None:
         return _captured(request, entry)
+
+    from cni import cluster  # only where Kubernetes is
+
     known = cluster.read(entry.kubernetes)
     if lookup is None:
         return _captured(request, entry)  # STATUS, or an installer's look at the entry
@@ -132,20 +139,34 @@ def _captured(
     annotations: Mapping[str, str] | None = None,
     reason: str = BY_CONFLIST,
 ) -> Decision:
-    resolved = sources.resolve(
-        objects=(
-            sources.from_object(entry.capture, "capture"),
-            sources.from_object(entry.runtime_capture, "runtimeConfig.interceptor"),
-            *layers,
-        ),
-        environment={name: value for name, value in request.args.items() if name.startswith(ARGS_PREFIX)},
-        annotations=annotations,
-        names=Names(_no_name, _no_name),
-    )
-    config = resolved.config
+    objects = [(dict(entry.capture), "capture"), (dict(entry.runtime_capture), "runtimeConfig.interceptor")]
+    environment = {name: value for name, value in request.args.items() if name.startswith(ARGS_PREFIX)}
+    config = _config(objects, list(layers), environment, annotations)
     if config.outbound == config.inbound == config.udp == config.dns == "off":
         return Skip("outbound, inbound, udp and dns are off")
     return Capture(config, entry.resolvers, reason)
+
+
+def _config(
+    objects: list[tuple[JsonObject, str]],
+    layers: list[Layer],
+    environment: Mapping[str, str],
+    annotations: Mapping[str, str] | None,
+) -> Config:
+    """The Config of these sources. Most pods of a node say the same; what is wrong is told anew each time."""
+    said = repr((objects, layers, environment, annotations))
+    config = _known.get(said)
+    if config is None:
+        config = sources.resolve(
+            objects=(*(sources.from_object(found, place) for found, place in objects), *layers),
+            environment=environment,
+            annotations=annotations,
+            names=Names(_no_name, _no_name),
+        ).config
+        if len(_known) >= KNOWN_MOST:
+            _known.clear()
+        _known[said] = config
+    return config
 
 
 def _no_name(name: str) -> int:

@@ -26,6 +26,8 @@ Mode: TypeAlias = Literal["heal", "label", "delete", "off"]
 # A pod without rules is unprotected: healed within 5 s of the loss. A round costs 0.3 ms of processor time for each pod whose
 # rules are untouched.
 EVERY_S = 2.0
+# A pod that was captured a moment ago is not compared yet: its runtime waits for us, and others' ADDs are likely under way.
+YOUNG_S = 1.0
 # What could not be repaired is tried again, and told again, no more often.
 RETRY_S = 30.0
 TOLD_AGAIN_S = 60.0
@@ -129,7 +131,8 @@ class Repairer:
             if attachment.pod:
                 seen.append(attachment.pod)
             way = attachment.way
-            if way is not None and attachment.state != "skipped":
+            is_young = attachment.since + YOUNG_S > time.monotonic()
+            if way is not None and attachment.state != "skipped" and not is_young:
                 yield self._attached(attachment, way)
         if self._node is None or self._configured is None:
             return

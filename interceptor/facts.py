@@ -7,6 +7,7 @@ import ipaddress
 import os
 import re
 import socket
+from dataclasses import replace
 
 from interceptor import netns
 from interceptor.errors import NetnsError
@@ -19,7 +20,7 @@ RESOLV_CONF = "/etc/resolv.conf"
 ELSEWHERE = "192.0.2.1"  # the documentation's (RFC 5737)
 ADDED_BY_US = (ipaddress.ip_address("::6"),)
 # kubelet's two cgroup drivers write pod<uid> and kubepods-burstable-pod<uid with underscores>.slice.
-POD_CGROUP = re.compile(r"(?:^|-)pod[0-9a-f]{8}[-_][0-9a-f_-]+(?:\.slice)?$")
+POD_CGROUP = r"(?:^|-)pod[0-9a-f]{8}[-_][0-9a-f_-]+(?:\.slice)?$"
 LOOPBACK_V6_OFF = "/proc/sys/net/ipv6/conf/lo/disable_ipv6"
 # Cilium's socket load balancer: the map that undoes its rewriting exists only with it (cilium bpf/bpf_sock.c); its agent's
 # socket and conflist say that Cilium is there at all.
@@ -27,16 +28,19 @@ CILIUM_SOCKET_LB = "sys/fs/bpf/tc/globals/cilium_lb4_reverse_sk"
 
 
 def look(namespace: str | None = None) -> HostFacts:
-    """What a plan needs to know of the namespace we are in; `namespace` is how the user named it, for its resolv.conf."""
-    families = (Family.V4, Family.V6) if os.path.exists(f"{NET}/if_inet6") else (Family.V4,)
-    return HostFacts(
-        families,
-        resolvers(resolv_conf_path(namespace)),
-        loopback_has_v6=_read(LOOPBACK_V6_OFF).strip() == "0",
+    """What any plan needs to know of the namespace we are in; `namespace` is how the user named it, for its resolv.conf."""
+    return replace(
+        look_for_rules(resolvers(resolv_conf_path(namespace))),
         own_addresses=_own_networks(),
         source=_source(),
         pod_cgroup=pod_cgroup(namespace),
     )
+
+
+def look_for_rules(resolvers: tuple[Network, ...] = ()) -> HostFacts:
+    """As much of it as rules depend on: the same in most pods, and quickly found. `resolvers`: where they count."""
+    families = (Family.V4, Family.V6) if os.path.exists(f"{NET}/if_inet6") else (Family.V4,)
+    return HostFacts(families, resolvers, loopback_has_v6=_read(LOOPBACK_V6_OFF).strip() == "0")
 
 
 def resolv_conf_path(namespace: str | None) -> str:
@@ -104,7 +108,7 @@ def pod_cgroup(namespace: str | None, proc: str = "/proc") -> str | None:
     if own is None:
         return None
     parts = own.strip("/").split("/")
-    pods = [number for number, part in enumerate(parts) if POD_CGROUP.search(part)]
+    pods = [number for number, part in enumerate(parts) if re.search(POD_CGROUP, part)]
     return "/".join(parts[: pods[-1] + 1] if pods else parts) or "/"
 
 

@@ -106,14 +106,14 @@ def _show_or_word(word: str, show: Callable[[Any], str] = str) -> Callable[[Any]
     return lambda value: word if value is None else show(value)
 
 
-_DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)(ms|s|m|h|d)?")
+_DURATION = r"([0-9]{1,12}(?:\.[0-9]{1,6})?)(ms|s|m|h|d)?"
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 # Timers count milliseconds in 32 bits (epoll_wait(2)); nobody waits longer than a month.
 MAX_DURATION_S = 30 * 86400.0
 
 
 def _duration(text: str) -> float:
-    match = _DURATION.fullmatch(text)
+    match = re.fullmatch(_DURATION, text)
     seconds = float(match[1]) * _UNITS[match[2] or "s"] if match else math.nan
     if not 0 < seconds <= MAX_DURATION_S:
         raise ValueError("a time over 0 and up to 30d: seconds, or a number with ms, s, m, h or d")

@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from interceptor import nlattr
 from interceptor.backends import netlink
 from interceptor.errors import BackendError
 from interceptor.values import Address, Family, Network
@@ -51,8 +52,8 @@ class End:
 def add_veth_pair(one: End, other: End) -> None:
     """Create both ends, each in its namespace, down and without addresses."""
     peer = LINK.pack(0, 0, 0, 0, 0) + _end(other)
-    data = netlink.attr(IFLA_INFO_DATA, netlink.attr(VETH_INFO_PEER, peer))
-    link = netlink.attr(IFLA_LINKINFO, netlink.attr(IFLA_INFO_KIND, b"veth") + data)
+    data = nlattr.attr(IFLA_INFO_DATA, nlattr.attr(VETH_INFO_PEER, peer))
+    link = nlattr.attr(IFLA_LINKINFO, nlattr.attr(IFLA_INFO_KIND, b"veth") + data)
     body = LINK.pack(0, 0, 0, 0, 0) + _end(one) + link
     _change(RTM_NEWLINK, NEW, body, f"creating the veth pair {one.name}, {other.name}")
 
@@ -87,7 +88,7 @@ def add_address(name: str, interface: Interface) -> None:
     family = FAMILY_NUMBER[Family.of(interface.ip)]
     packed = interface.ip.packed
     header = ADDRESS.pack(family, interface.network.prefixlen, IFA_F_NODAD, RT_SCOPE_UNIVERSE, _index(name))
-    body = header + netlink.attr(IFA_LOCAL, packed) + netlink.attr(IFA_ADDRESS, packed)
+    body = header + nlattr.attr(IFA_LOCAL, packed) + nlattr.attr(IFA_ADDRESS, packed)
     _change(RTM_NEWADDR, NEW, body, f"giving {name} the address {interface}")
 
 
@@ -97,8 +98,8 @@ def add_route(name: str, destination: Network) -> None:
     scope = RT_SCOPE_LINK if family == socket.AF_INET else RT_SCOPE_UNIVERSE
     body = ROUTE.pack(family, destination.prefixlen, 0, 0, RT_TABLE_MAIN, RTPROT_BOOT, scope, RTN_UNICAST, 0)
     if destination.prefixlen:
-        body += netlink.attr(RTA_DST, destination.network_address.packed)
-    body += netlink.attr(RTA_OIF, struct.pack("=I", _index(name)))
+        body += nlattr.attr(RTA_DST, destination.network_address.packed)
+    body += nlattr.attr(RTA_OIF, struct.pack("=I", _index(name)))
     _change(RTM_NEWROUTE, netlink.NLM_F_CREATE, body, f"routing {destination} to {name}")
 
 
@@ -108,7 +109,7 @@ def reachable(family: Family) -> tuple[Network, ...]:
     header = ROUTE.pack(FAMILY_NUMBER[family], 0, 0, 0, 0, 0, 0, 0, 0)
     for payload in netlink.dump(netlink.NETLINK_ROUTE, RTM_GETROUTE, header):
         length, kind = payload[1], payload[7]
-        network = _network(family, netlink.parse_attrs(payload[ROUTE.size :]).get(RTA_DST), length)
+        network = _network(family, nlattr.parse_attrs(payload[ROUTE.size :]).get(RTA_DST), length)
         if kind not in (RTN_UNICAST, RTN_LOCAL) or network.is_loopback or network.is_link_local:
             continue
         if length == 0 and kind == RTN_UNICAST:
@@ -127,8 +128,8 @@ def _network(family: Family, destination: bytes | None, length: int) -> Network:
 
 
 def _end(end: End) -> bytes:
-    namespace = b"" if end.namespace is None else netlink.attr(IFLA_NET_NS_FD, struct.pack("=I", end.namespace))
-    return netlink.attr(IFLA_IFNAME, end.name.encode() + b"\0") + namespace
+    namespace = b"" if end.namespace is None else nlattr.attr(IFLA_NET_NS_FD, struct.pack("=I", end.namespace))
+    return nlattr.attr(IFLA_IFNAME, end.name.encode() + b"\0") + namespace
 
 
 def _index(name: str) -> int:

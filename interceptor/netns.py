@@ -12,8 +12,13 @@ import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from typing import TYPE_CHECKING
 
 from interceptor.errors import NetnsError
+
+if TYPE_CHECKING:
+    from ctypes import CDLL
 
 CLONE_NEWNET = 0x40000000  # linux/sched.h
 NS_GET_NSTYPE = 0xB703  # linux/nsfs.h: _IO(0xb7, 0x3)
@@ -142,8 +147,7 @@ def thrown_away() -> Iterator[None]:
 def _unshare() -> None:
     import ctypes  # 1 ms; Python 3.11 has no os.unshare
 
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(CLONE_NEWNET) != 0:
+    if _libc().unshare(CLONE_NEWNET) != 0:
         raise NetnsError(f"making a network namespace: {os.strerror(ctypes.get_errno())}; needs CAP_SYS_ADMIN")
 
 
@@ -193,5 +197,12 @@ def _setns(descriptor: int, path: str) -> None:
 def _ctypes_setns(descriptor: int, kind: int) -> None:
     import ctypes  # 1 ms
 
-    if ctypes.CDLL(None, use_errno=True).setns(descriptor, kind) != 0:
+    if _libc().setns(descriptor, kind) != 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+@cache
+def _libc() -> CDLL:
+    import ctypes
+
+    return ctypes.CDLL(None, use_errno=True)

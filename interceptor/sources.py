@@ -20,8 +20,9 @@ ENV_PREFIX = "INTERCEPTOR_"
 FILE_SIZE_MAX = 1 << 20  # a list of all 65535 ports is 382 KB; /dev/zero has no end
 # What Kubernetes sets in every pod for a Service that is called interceptor or interceptor-… (kubelet/envvars/envvars.go).
 # Only the last form could be an option of ours; its value tells: tcp://10.0.0.1:80.
-_SERVICE_NAME = re.compile(r".*_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
-_SERVICE_URL = re.compile(r"(tcp|udp|sctp)://.*")
+# As texts: compiled when one is first asked for, which is seldom.
+_SERVICE_NAME = r".*_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+_SERVICE_URL = r"(tcp|udp|sctp)://.*"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +123,7 @@ def from_environment(environment: Mapping[str, str]) -> Layer:
     ours = {
         name: value
         for name, value in environment.items()
-        if name.startswith(ENV_PREFIX) and not _SERVICE_NAME.fullmatch(name) and not _SERVICE_URL.fullmatch(value)
+        if name.startswith(ENV_PREFIX) and not re.fullmatch(_SERVICE_NAME, name) and not re.fullmatch(_SERVICE_URL, value)
     }
     return _from_names(ours, {option.env: option for option in FIELDS}, "environment")
 

@@ -20,9 +20,9 @@ MAX_ID = 2**32 - 2  # 2**32 - 1 is (uid_t)-1, "no user": linux/uidgid.h
 MAX_MARK = 2**32 - 1
 IFNAME_SIZE = 15  # IFNAMSIZ is 16 with the terminating NUL: linux/if.h
 # What the kernel's dev_valid_name() allows, less what nft and iptables give a meaning of their own (quotes, '+', '!').
-_IFNAME = re.compile(r"[A-Za-z0-9_.@-]+")
+_IFNAME = r"[A-Za-z0-9_.@-]+"
 
-_MARK = re.compile(r"0[xX][0-9a-fA-F]{1,10}|0|[1-9][0-9]{0,9}")
+_MARK = r"0[xX][0-9a-fA-F]{1,10}|0|[1-9][0-9]{0,9}"
 
 NameLookup: TypeAlias = Callable[[str], int]
 
@@ -195,7 +195,7 @@ def kernel_text(address: Address) -> str:
 
 def parse_ifname(text: str) -> str:
     """A network interface's name."""
-    if not _IFNAME.fullmatch(text) or len(text) > IFNAME_SIZE or text in (".", ".."):
+    if not re.fullmatch(_IFNAME, text) or len(text) > IFNAME_SIZE or text in (".", ".."):
         raise ValueError(f"{text!r} is no interface name: 1 to {IFNAME_SIZE} of A-Z a-z 0-9 _ . @ -")
     return text
 
@@ -216,7 +216,7 @@ def parse_mark(text: str) -> Mark:
 def mark_number(text: str) -> int | None:
     """One number of a mark, decimal or 0x-hexadecimal; None for what is none, or has more than 10 digits."""
     # int() would also take "1_0", "0b1" and other scripts' digits.
-    return int(text, 0) if _MARK.fullmatch(text.strip()) else None
+    return int(text, 0) if re.fullmatch(_MARK, text.strip()) else None
 
 
 def parse_uid_rules(text: str, lookup: NameLookup) -> tuple[UidRule, ...]:

@@ -10,14 +10,16 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, TypeAlias
 
 from cni.pod import Capture, Decision
 from interceptor import sources
-from interceptor.config import FIELDS
+from interceptor.config import FIELDS, Config
 
 Key: TypeAlias = tuple[str, str]  # CNI_CONTAINERID, CNI_IFNAME: unique at any time (CNI SPEC section 3)
 Identity: TypeAlias = tuple[int, int]  # device, inode of a namespace
@@ -37,6 +39,7 @@ class Attachment:
     state: State = "captured"
     pod: str = ""  # namespace/name, empty outside of Kubernetes
     network: str = ""
+    since: float = 0.0  # when its ADD ended, by time.monotonic(); 0: before this agent
 
     @property
     def way(self) -> str | None:
@@ -58,6 +61,7 @@ class Attachments:
     def put(self, attachment: Attachment, decision: Decision) -> None:
         """Remember an ADD that succeeded. `attachment.descriptor` is duplicated where the path does not lead there."""
         key = attachment.key
+        attachment.since = time.monotonic()
         if _identity(attachment.path) == attachment.identity:
             attachment.descriptor = -1
         else:
@@ -72,7 +76,7 @@ class Attachments:
         }
         if isinstance(decision, Capture):
             # What was decided, not what it was decided by: that may need the API, and change.
-            document["options"] = {row.name: row.kind.show(getattr(decision.config, row.name)) for row in FIELDS}
+            document["options"] = _options(decision.config)
             document["resolvers"] = decision.resolvers
         with self._lock:
             self._release(self._known.get(key))
@@ -143,6 +147,11 @@ class Attachments:
     def _release(attachment: Attachment | None) -> None:
         if attachment is not None and attachment.descriptor >= 0:
             os.close(attachment.descriptor)
+
+
+@lru_cache(64)
+def _options(config: Config) -> dict[str, str]:
+    return {row.name: row.kind.show(getattr(config, row.name)) for row in FIELDS}
 
 
 def _name(key: Key) -> str:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import signal
 import socket
+import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from queue import SimpleQueue
 
 from cni import pod
 from cni.agent import server
@@ -28,9 +31,11 @@ from cni.kube.pods import Pods
 from cni.pod import Decision
 from cni.protocol import Request
 from cni.repair import EVERY_S, Mode, Repairer
+from interceptor.backends import netlink
 from interceptor.errors import ConfigError, Problem
 
 UNTAINT_RETRY_S = 5.0
+SWITCH_S = 0.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +67,9 @@ def run(settings: Settings) -> int:
     threading.excepthook = _log_exception
     stopped = _told_to_stop()
     _raise_descriptor_limit()
+    # A request takes a few milliseconds; by itself (5 ms) Python would let it wait as long for a thread that does not.
+    sys.setswitchinterval(SWITCH_S)
+    netlink.close_by(_closer())
     metrics = Metrics()
     attachments = _attachments(settings.socket_path)
     with ExitStack() as stack:
@@ -82,10 +90,12 @@ def run(settings: Settings) -> int:
             node = cluster.node if cluster is not None else None
             repairer = Repairer(settings.repair, attachments, metrics, decide, log, node, settings.entry)
             stack.callback(_repeat(repairer.round))
+        # What stands by now stays: nothing is to look for garbage in it again.
+        gc.freeze()
         log("ready", socket=settings.socket_path, http=settings.http, attachments=len(attachments.all()))
         if cluster is not None and settings.kubernetes is not None and settings.kubernetes.untaint:
             threading.Thread(target=cluster.untaint, name="untaint", daemon=True).start()
-        _wait_for(stopped)
+        os.read(stopped, 1)
         admin.ready = False
         log("stopping")
         serving.stop()
@@ -135,6 +145,18 @@ def _decider(cluster: _Cluster | None) -> Decide:
     return decide
 
 
+def _closer() -> Callable[[socket.socket], None]:
+    """Closes sockets in a thread of its own: no runtime waits for what the kernel still has to do about a deleted table."""
+    queue: SimpleQueue[socket.socket] = SimpleQueue()
+
+    def close() -> None:
+        while True:
+            queue.get().close()
+
+    threading.Thread(target=close, name="close", daemon=True).start()
+    return queue.put
+
+
 def _repeat(work: Callable[[], None]) -> Callable[[], None]:
     """Do `work` every now and then in a thread; what stops it."""
     over = threading.Event()
@@ -161,21 +183,15 @@ def _log_exception(what: threading.ExceptHookArgs) -> None:
 
 
 def _told_to_stop() -> int:
-    # An eventfd, not a threading.Event: a handler may run while the main thread holds the Event's lock.
-    told = os.eventfd(0, os.EFD_CLOEXEC)
+    """A descriptor from which a byte can be read once we are told to stop."""
+    told, tell = os.pipe2(os.O_CLOEXEC)
+    os.set_blocking(tell, False)
+    # Written by whichever thread the kernel gives the signal to. Python's own handlers run in the main thread, and not while
+    # that waits: it is interrupted only when it is the one.
+    signal.set_wakeup_fd(tell)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _number, _frame: os.eventfd_write(told, 1))
+        signal.signal(number, lambda _number, _frame: None)
     return told
-
-
-def _wait_for(told: int) -> None:
-    # Unlike most calls it isn't repeated after a signal; the handler has run by then.
-    while True:
-        try:
-            os.eventfd_read(told)
-        except InterruptedError:
-            continue
-        return
 
 
 def _raise_descriptor_limit() -> None:

@@ -21,7 +21,7 @@ Answer: TypeAlias = tuple[int, bytes, bytes]
 # The directory beside the socket in which the agent keeps what it remembers.
 ATTACHMENTS = "attachments"
 BACKLOG = 512
-# Requests carried out at once; the others wait in the listening queue. Each is mostly one nft or iptables process.
+# Requests carried out at once; the others wait in the listening queue. A slow one waits for a program, or for the API.
 AT_ONCE = 32
 # A shim that says nothing more must not hold a place: it sends all it has at once.
 RECEIVE_S = 5.0
@@ -91,17 +91,32 @@ class Server:
 
     def run(self) -> None:
         """Accept until `stop()`; then wait for what was begun."""
-        while not self._stopping.is_set():
-            self._places.acquire()
-            try:
-                connection, _ = self._sock.accept()
-            except OSError:  # shut down by stop(), or out of descriptors
-                self._places.release()
-                self._stopping.wait(0.1)
-                continue
-            threading.Thread(target=self._serve, args=(connection,), name="request", daemon=True).start()
+        for _ in range(AT_ONCE):
+            self._start()
+        self._stopping.wait()
         for _ in range(AT_ONCE):
             self._places.acquire()
+
+    def _start(self) -> None:
+        threading.Thread(target=self._work, name="request", daemon=True).start()
+
+    def _work(self) -> None:
+        # Each thread accepts for itself: a request waits for no thread to be made, nor for one to be told.
+        try:
+            while not self._stopping.is_set():
+                with self._places:
+                    self._accept()
+        except BaseException:
+            self._start()  # a bug costs no place
+            raise
+
+    def _accept(self) -> None:
+        try:
+            connection, _ = self._sock.accept()
+        except OSError:  # shut down by stop(), or out of descriptors
+            self._stopping.wait(0.1)
+            return
+        self._serve(connection)
 
     def stop(self) -> None:
         """Accept no more. What waits in the queue is closed unanswered, and the shim asks whoever listens then."""
@@ -116,8 +131,6 @@ class Server:
                 self._answer(connection)
         except (OSError, wire.WireError) as error:
             self._on_refused(str(error))
-        finally:
-            self._places.release()
 
     def _answer(self, connection: socket.socket) -> None:
         pid, uid, _ = PEER_CREDENTIALS.unpack(

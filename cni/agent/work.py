@@ -26,9 +26,11 @@ class AgentOps(InProcess):
     def __init__(self, decide: Decide) -> None:
         self._decide = decide
         self.decision: Decision | None = None
+        self.network = ""
 
     def decide(self, request: Request, entry: Entry) -> Decision:
         """See Ops."""
+        self.network = request.config["name"]
         self.decision = self._decide(request, entry)
         return self.decision
 
@@ -56,7 +58,7 @@ class Worker:
         ops = AgentOps(self._decide)
         status, result = plugin.process(environment, received.stdin, ops, said.append)
         try:
-            self._remember(received, status, ops.decision)
+            self._remember(received, status, ops.decision, ops.network)
         except OSError as error:
             # The pod is as it was asked for; what suffers is repair, after a restart.
             log("not_remembered", container=environment.get("CNI_CONTAINERID", ""), error=str(error))
@@ -69,7 +71,7 @@ class Worker:
             result = {key: _with_path(value, environment["CNI_NETNS"], given) for key, value in result.items()}
         return status, to_bytes(result), "".join(f"interceptor-cni: {line}\n" for line in said).encode()
 
-    def _remember(self, received: Received, status: int, decision: Decision | None) -> None:
+    def _remember(self, received: Received, status: int, decision: Decision | None, network: str) -> None:
         environment = received.environment
         match environment.get("CNI_COMMAND"):
             case "ADD" if status == 0 and received.netns >= 0 and decision is not None:
@@ -81,7 +83,7 @@ class Worker:
                     received.netns,
                     "skipped" if isinstance(decision, Skip) else "captured",
                     pod_name(environment),
-                    protocol.parse(environment, received.stdin).config["name"],
+                    network,
                 )
                 self._attachments.put(attachment, decision)
             case "GC" if status == 0:

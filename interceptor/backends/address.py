@@ -12,6 +12,7 @@ import socket
 import struct
 from typing import Literal
 
+from interceptor import nlattr
 from interceptor.backends import netlink
 from interceptor.errors import BackendError
 
@@ -32,7 +33,7 @@ def add_inbound_source() -> None:
     """Add the address; nothing to do when there is one. Raises BackendError."""
     flags = struct.pack("=I", IFA_F_NODAD | IFA_F_NOPREFIXROUTE)
     message = netlink.Message(
-        RTM_NEWADDR, _about_address() + netlink.attr(IFA_FLAGS, flags), netlink.NLM_F_CREATE | netlink.NLM_F_EXCL
+        RTM_NEWADDR, _about_address() + nlattr.attr(IFA_FLAGS, flags), netlink.NLM_F_CREATE | netlink.NLM_F_EXCL
     )
     try:
         netlink.request(netlink.NETLINK_ROUTE, [message])
@@ -62,7 +63,7 @@ def inbound_source_state() -> Literal["ours", "foreign", "absent"]:
         return "absent"
     for answer in answers:
         family, _, short_flags, _, index = _HEADER.unpack_from(answer)
-        attributes = netlink.parse_attrs(answer[_HEADER.size :])
+        attributes = nlattr.parse_attrs(answer[_HEADER.size :])
         if (family, index, attributes.get(IFA_ADDRESS)) == (socket.AF_INET6, LOOPBACK_IFINDEX, INBOUND_SOURCE.packed):
             (flags,) = struct.unpack("=I", attributes.get(IFA_FLAGS, struct.pack("=I", short_flags)))
             return "ours" if flags & IFA_F_NOPREFIXROUTE else "foreign"
@@ -71,4 +72,4 @@ def inbound_source_state() -> Literal["ours", "foreign", "absent"]:
 
 def _about_address() -> bytes:
     header = _HEADER.pack(socket.AF_INET6, 128, 0, 0, LOOPBACK_IFINDEX)
-    return header + netlink.attr(IFA_LOCAL, INBOUND_SOURCE.packed) + netlink.attr(IFA_ADDRESS, INBOUND_SOURCE.packed)
+    return header + nlattr.attr(IFA_LOCAL, INBOUND_SOURCE.packed) + nlattr.attr(IFA_ADDRESS, INBOUND_SOURCE.packed)

@@ -10,11 +10,11 @@ from contextlib import suppress
 
 from interceptor.backends import nft_table
 from interceptor.errors import BackendError
-from interceptor.render.iptables import ANNOUNCED
+from interceptor.render.names import IPTABLES_ANNOUNCED
 from interceptor.values import Family
 
 # Writing "+ADDRESS" adds one (net/netfilter/xt_recent.c); rules look for everybody's, of their family.
-LIST = f"/proc/thread-self/net/xt_recent/{ANNOUNCED}"
+LIST = f"/proc/thread-self/net/xt_recent/{IPTABLES_ANNOUNCED}"
 EVERYBODY = ("+0.0.0.0", "+::")
 
 

@@ -31,6 +31,10 @@ class NoRules:
         """There is nothing to remove."""
         return False
 
+    def holds(self, _plan: Plan) -> bool:
+        """There is nothing to hold."""
+        return True
+
     def observe(self) -> Observed:
         """No chain."""
         return Observed({})

@@ -54,6 +54,9 @@ class Backend(Protocol):
     def remove(self) -> bool:
         """Take away all rules that are ours; whether there were any. Needs no plan. Raises BackendError."""
 
+    def holds(self, plan: Plan) -> bool:
+        """Whether the kernel holds exactly `plan`, where that shows without a program; False when in doubt. Changes nothing."""
+
     def observe(self) -> Observed:
         """What is ours in the kernel now. Changes nothing: never creates a table, never loads a module it needn't."""
 

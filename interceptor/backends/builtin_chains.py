@@ -10,6 +10,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from interceptor import nlattr
 from interceptor.backends import netlink, nf_tables
 from interceptor.backends.nf_tables import Change, name, text
 from interceptor.errors import BackendError
@@ -85,7 +86,7 @@ def _chains(family: Family) -> dict[str, list[_Chain]]:
     try:
         for kind in (nf_tables.NFT_MSG_GETTABLE, nf_tables.NFT_MSG_GETCHAIN):
             for payload in nf_tables.listed(kind, number):
-                attributes = netlink.parse_attrs(payload)
+                attributes = nlattr.parse_attrs(payload)
                 chains = found.setdefault(text(attributes[nf_tables.NFTA_TABLE_NAME]), [])
                 if kind == nf_tables.NFT_MSG_GETCHAIN:
                     refuses = attributes.get(nf_tables.NFTA_CHAIN_POLICY, _ACCEPT) != _ACCEPT

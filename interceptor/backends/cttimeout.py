@@ -11,7 +11,8 @@ import struct
 from collections.abc import Iterable
 from typing import TypeAlias
 
-from interceptor.backends import hints, netlink
+from interceptor import nlattr
+from interceptor.backends import netlink
 from interceptor.errors import BackendError, Unsupported
 from interceptor.plan.model import TIMEOUTS, TimeoutPolicy, timeout_name
 from interceptor.values import Family
@@ -79,7 +80,7 @@ def _existing() -> dict[Policy, bool]:
     by_name = {_name(policy): policy for policy in every()}
     found: dict[Policy, bool] = {}
     for answer in answers:
-        attributes = netlink.parse_attrs(answer[len(_HEADER) :])
+        attributes = nlattr.parse_attrs(answer[len(_HEADER) :])
         policy = by_name.get(attributes.get(CTA_TIMEOUT_NAME, b""))
         if policy is not None:
             found[policy] = _is_right(policy, attributes)
@@ -87,7 +88,7 @@ def _existing() -> dict[Policy, bool]:
 
 
 def _is_right(policy: Policy, attributes: dict[int, bytes]) -> bool:
-    values = netlink.parse_attrs(attributes.get(CTA_TIMEOUT_DATA, b""))
+    values = nlattr.parse_attrs(attributes.get(CTA_TIMEOUT_DATA, b""))
     protocols = (attributes.get(CTA_TIMEOUT_L3PROTO), attributes.get(CTA_TIMEOUT_L4PROTO))
     seconds_right = all(
         values.get(CTA_TIMEOUT_TCP[state]) == _seconds(seconds) for state, seconds in TIMEOUTS[policy[0]].items()
@@ -96,12 +97,12 @@ def _is_right(policy: Policy, attributes: dict[int, bytes]) -> bool:
 
 
 def _create(policy: Policy) -> None:
-    values = (netlink.attr(CTA_TIMEOUT_TCP[state], _seconds(seconds)) for state, seconds in TIMEOUTS[policy[0]].items())
+    values = (nlattr.attr(CTA_TIMEOUT_TCP[state], _seconds(seconds)) for state, seconds in TIMEOUTS[policy[0]].items())
     attributes = (
-        netlink.attr(CTA_TIMEOUT_NAME, _name(policy)),
-        netlink.attr(CTA_TIMEOUT_L3PROTO, _l3(policy[1])),
-        netlink.attr(CTA_TIMEOUT_L4PROTO, _l4()),
-        netlink.nested(CTA_TIMEOUT_DATA, *values),
+        nlattr.attr(CTA_TIMEOUT_NAME, _name(policy)),
+        nlattr.attr(CTA_TIMEOUT_L3PROTO, _l3(policy[1])),
+        nlattr.attr(CTA_TIMEOUT_L4PROTO, _l4()),
+        nlattr.nested(CTA_TIMEOUT_DATA, *values),
     )
     flags = netlink.NLM_F_CREATE | netlink.NLM_F_REPLACE
     message = netlink.Message(_kind(IPCTNL_MSG_TIMEOUT_NEW), _HEADER + b"".join(attributes), flags)
@@ -109,6 +110,8 @@ def _create(policy: Policy) -> None:
         netlink.request(netlink.NETLINK_NETFILTER, [message])
     except OSError as error:
         if error.errno in _NOT_IN_KERNEL:
+            from interceptor.backends import hints  # for those who fail
+
             missing = hints.CT_TIMEOUT if _has_conntrack() else hints.CONNTRACK
             raise Unsupported(f"creating conntrack timeout policies for iptables: {hints.lacks([missing])}") from error
         raise BackendError(f"creating conntrack timeout policy {timeout_name(*policy)}: {error.strerror}") from error
@@ -124,7 +127,7 @@ def _has_conntrack() -> bool:
 
 
 def _delete(policy: Policy) -> bool:
-    message = netlink.Message(_kind(IPCTNL_MSG_TIMEOUT_DELETE), _HEADER + netlink.attr(CTA_TIMEOUT_NAME, _name(policy)))
+    message = netlink.Message(_kind(IPCTNL_MSG_TIMEOUT_DELETE), _HEADER + nlattr.attr(CTA_TIMEOUT_NAME, _name(policy)))
     try:
         netlink.request(netlink.NETLINK_NETFILTER, [message])
     except OSError as error:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from interceptor.backends import nf_tables, nft_table, process
-from interceptor.config import Backend
 from interceptor.errors import ConfigError, Problem, Unsupported
+
+if TYPE_CHECKING:
+    from interceptor.config import Backend
 
 # "connect" writes no rules: for a plan that has none.
 RuleBackendName = Literal["nft", "iptables-nft", "iptables-legacy", "libiptc"]
@@ -30,20 +32,45 @@ class Choice:
     reason: str
 
 
-def missing_parts(wish: Backend = "auto") -> dict[BackendName, str]:
-    """For each backend that can't be used here, what is missing. `wish` is looked at thoroughly, whatever it costs."""
-    missing: dict[BackendName, str] = {}
-    for name, programs in PROGRAMS.items():
-        absent = [program for program in programs if process.find(program) is None]
-        if absent:
-            missing[name] = f"{absent[0]} is not installed"
-    if not nft_table.supported():
-        missing |= dict.fromkeys(("nft", "iptables-nft"), "this kernel has no nf_tables (CONFIG_NF_TABLES)")
-    # It is the last choice, and looking for it takes 2 ms.
-    needed = wish == "libiptc" or len(missing) == len(PROGRAMS) or ("iptables-legacy" in missing and may_hold("libiptc"))
-    if needed and not _has_python_iptables():
-        missing["libiptc"] = "the Python package python-iptables is not installed"
-    return missing
+class Missing(Mapping[BackendName, str]):
+    """For each backend that can't be used here, what is missing. A backend is looked at when it is asked for.
+
+    `wish` is looked at thoroughly, whatever it costs.
+    """
+
+    def __init__(self, wish: Backend = "auto") -> None:
+        self._wish = wish
+        self._found: dict[BackendName, str | None] = {}
+
+    def __getitem__(self, name: BackendName) -> str:
+        if name not in self._found:
+            self._found[name] = self._look_for_python_iptables() if name == "libiptc" else _look_for(name)
+        found = self._found[name]
+        if found is None:
+            raise KeyError(name)
+        return found
+
+    def __iter__(self) -> Iterator[BackendName]:
+        return (name for name in NAMES if name in self)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def _look_for_python_iptables(self) -> str | None:
+        # It is the last choice, and looking for it takes 2 ms.
+        needed = (
+            self._wish == "libiptc"
+            or all(name in self for name in PROGRAMS)
+            or ("iptables-legacy" in self and may_hold("libiptc"))
+        )
+        return "the Python package python-iptables is not installed" if needed and not _has_python_iptables() else None
+
+
+def _look_for(name: BackendName) -> str | None:
+    if name in ("nft", "iptables-nft") and not nft_table.supported():
+        return "this kernel has no nf_tables (CONFIG_NF_TABLES)"
+    absent = next((program for program in PROGRAMS.get(name, ()) if process.find(program) is None), None)
+    return f"{absent} is not installed" if absent is not None else None
 
 
 def _has_python_iptables() -> bool:
@@ -52,7 +79,7 @@ def _has_python_iptables() -> bool:
     return find_spec("iptc") is not None
 
 
-def choose(wish: Backend, missing: dict[BackendName, str], *, needs_nft: bool) -> Choice:
+def choose(wish: Backend, missing: Mapping[BackendName, str], *, needs_nft: bool) -> Choice:
     """The backend for `wish`. Raises ConfigError for a wish that can't be met, Unsupported when nothing can be used."""
     if wish != "auto":
         if wish in missing:
@@ -77,7 +104,7 @@ def may_hold(name: BackendName) -> bool:
     tables with iptables' names.
     """
     if name == "nft":
-        return nft_table.comments() is not None
+        return nft_table.exists()
     if name == "iptables-nft":
         return nft_table.has_iptables_chains()
     return any(_read(f"/proc/thread-self/net/{file}") for file in ("ip_tables_names", "ip6_tables_names"))
@@ -93,17 +120,17 @@ def generation() -> int | None:
         return None  # no nf_tables in this kernel
 
 
-def orphaned(missing: dict[BackendName, str]) -> Iterator[BackendName]:
+def orphaned(missing: Mapping[BackendName, str]) -> Iterator[BackendName]:
     """Backends that hold rules of ours while the programs that wrote them are gone; orphans.py can remove them."""
-    if "nft" in missing and nft_table.comments() is not None:
+    if nft_table.exists() and "nft" in missing:
         yield "nft"
-    if "iptables-nft" in missing and nft_table.has_iptables_chains():
+    if nft_table.has_iptables_chains() and "iptables-nft" in missing:
         yield "iptables-nft"
 
 
-def unreadable(missing: dict[BackendName, str]) -> bool:
+def unreadable(missing: Mapping[BackendName, str]) -> bool:
     """Whether there are legacy tables, which may hold rules of ours, and nothing here that can look into them."""
-    return {"iptables-legacy", "libiptc"} <= missing.keys() and may_hold("libiptc")
+    return may_hold("libiptc") and {"iptables-legacy", "libiptc"} <= missing.keys()
 
 
 def _read(path: str) -> str:

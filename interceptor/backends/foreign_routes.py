@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from interceptor.backends import netlink
+from interceptor import nlattr
 from interceptor.backends.routes import (
     ADDRESS_FAMILIES,
     FRA_FWMARK,
@@ -123,12 +123,12 @@ def overriding(wanted: Sequence[PolicyRoute]) -> Iterator[str]:
     """Routes of others in the tables of `wanted` that win over ours, for some packet at least, and do not deliver locally."""
     for family, table in dict.fromkeys((route.family, route.table) for route in wanted):
         number = ADDRESS_FAMILIES[family]
-        asked = ROUTE.pack(number, 0, 0, 0, table if table < 256 else 0, 0, 0, 0, 0) + netlink.attr(
+        asked = ROUTE.pack(number, 0, 0, 0, table if table < 256 else 0, 0, 0, 0, 0) + nlattr.attr(
             RTA_TABLE, struct.pack("=I", table)
         )
         for answer in dump(RTM_GETROUTE, asked):
             _, dst_length, src_length, tos, short_table, _, _, kind, _ = ROUTE.unpack_from(answer)
-            attributes = netlink.parse_attrs(answer[ROUTE.size :])
+            attributes = nlattr.parse_attrs(answer[ROUTE.size :])
             metric = u32(attributes.get(RTA_PRIORITY), 0)
             wins = dst_length or src_length or tos or metric <= METRIC
             # Istio puts a route like ours there: it does the same, whoever wins.
@@ -169,7 +169,7 @@ def _ip_rule(family: int, answer: bytes) -> IpRule | None:
     family_, dst_length, src_length, tos, table, _, _, action, flags = RULE.unpack_from(answer)
     if family_ != family:
         return None
-    attributes = netlink.parse_attrs(answer[RULE.size :])
+    attributes = nlattr.parse_attrs(answer[RULE.size :])
     priority = u32(attributes.get(FRA_PRIORITY), 0)
     suppressed = u32(attributes.get(FRA_SUPPRESS_PREFIXLEN), NO_SUPPRESSION)
     return IpRule(
@@ -214,7 +214,7 @@ def _leads_away(family: Family, rule: IpRule) -> bool:
         return False
     asked = ROUTE.pack(ADDRESS_FAMILIES[family], 0, 0, 0, 0, 0, 0, 0, 0)
     for answer in dump(RTM_GETROUTE, asked):
-        header, attributes = ROUTE.unpack_from(answer), netlink.parse_attrs(answer[ROUTE.size :])
+        header, attributes = ROUTE.unpack_from(answer), nlattr.parse_attrs(answer[ROUTE.size :])
         leads = header[7] not in HARMLESS and header[1] > rule.suppressed
         if leads and u32(attributes.get(RTA_TABLE), header[4]) == rule.table:
             return True

@@ -1,4 +1,4 @@
-"""Talk raw netlink: build messages and attributes, send, collect the answers. Knows no subsystem's messages.
+"""Talk raw netlink: build messages, send, collect the answers. Knows no subsystem's messages.
 
 For what must cost microseconds on every init: `import pyroute2` takes 180–250 ms. Layout: linux/netlink.h.
 """
@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from _thread import _local  # threading.local; importing that module takes 1 ms
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 NETLINK_ROUTE = 0  # linux/netlink.h, to the end of this block
@@ -22,16 +23,17 @@ NLM_F_NONREC = 0x100
 NLM_F_EXCL = 0x200
 NLM_F_DUMP = 0x300
 NLM_F_CREATE = 0x400
+NLM_F_APPEND = 0x800
 NLMSG_ERROR = 2
 NLMSG_DONE = 3
-NLA_F_NESTED = 0x8000
-NLA_TYPE_MASK = 0x3FFF
 SOL_NETLINK = 270
+SO_SNDBUFFORCE = 32  # asm-generic/socket.h; beyond the limit, for CAP_NET_ADMIN
 NETLINK_GET_STRICT_CHK = 12
 
 _HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
-_ATTRIBUTE = struct.Struct("=HH")  # struct nlattr
-_RECEIVE_SIZE = 1 << 18  # above the 32 KiB that the kernel puts into one datagram of a dump
+# Above the 32 KiB that the kernel puts into one datagram of a dump; below the 128 KiB from which malloc asks the kernel.
+_RECEIVE_SIZE = 1 << 16
+_SEND_SIZE = 1 << 16  # below what any kernel lets wait in a socket by itself (net.core.wmem_default: 208 KiB)
 _ATTEMPTS = 8  # of a dump that changes underneath; each is complete in itself, so two are almost always enough
 
 
@@ -44,39 +46,94 @@ class Message:
     flags: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A transaction's bytes; `last`: the number of the message that is acknowledged, `kind`: its nlmsg_type."""
+
+    content: bytes
+    last: int
+    kind: int
+
+
 class _Interrupted(Exception):
     """The listed objects changed during the dump."""
 
 
-def attr(kind: int, payload: bytes) -> bytes:
-    """One attribute, padded."""
-    length = _ATTRIBUTE.size + len(payload)
-    return _ATTRIBUTE.pack(length, kind) + payload + bytes(-length % 4)
+class _Kept:
+    """Sockets of one network namespace that stay open, and what dumps have said since something was changed by them."""
+
+    def __init__(self) -> None:
+        self.sockets: dict[int, socket.socket] = {}
+        self.dumped: dict[tuple[int, int, bytes], list[bytes]] = {}
+        self.sequence = 0
 
 
-def nested(kind: int, *attributes: bytes) -> bytes:
-    """An attribute of attributes."""
-    return attr(kind | NLA_F_NESTED, b"".join(attributes))
+class _Thread(_local):
+    """What is kept, thread by thread."""
+
+    kept: _Kept | None = None
 
 
-def parse_attrs(payload: bytes) -> dict[int, bytes]:
-    """The attributes in `payload` by type, without the flag bits; of a repeated one the last. A cut-off tail is left out."""
-    return dict(attrs(payload))
+_thread = _Thread()
+_close: Callable[[socket.socket], None] = socket.socket.close
 
 
-def attrs(payload: bytes) -> Iterator[tuple[int, bytes]]:
-    """The same in order, repeated ones too."""
-    position = 0
-    while position + _ATTRIBUTE.size <= len(payload):
-        length, kind = _ATTRIBUTE.unpack_from(payload, position)
-        if length < _ATTRIBUTE.size:
-            break
-        yield kind & NLA_TYPE_MASK, payload[position + _ATTRIBUTE.size : position + length]
-        position += (length + 3) & ~3
+def close_by(close: Callable[[socket.socket], None]) -> None:
+    """How sockets are closed from now on, by whoever must not wait for it.
+
+    Closing one of NETLINK_NETFILTER waits until what was deleted in its namespace is gone: a grace period of the kernel's.
+    """
+    global _close  # noqa: PLW0603 - a process decides once
+    _close = close
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """Within the block the thread stays in one network namespace: sockets are used again, and nothing is listed twice.
+
+    What others change meanwhile is not seen; what programs of ours change is to be told by forget().
+    """
+    session = _Kept()
+    before, _thread.kept = _thread.kept, session
+    try:
+        yield
+    finally:
+        _thread.kept = before
+        for sock in session.sockets.values():
+            _close(sock)
+
+
+def forget() -> None:
+    """All that was listed may have changed."""
+    session = _thread.kept
+    if session is not None:
+        session.dumped.clear()
+
+
+def _forget(protocol: int, changed: int) -> None:
+    session = _thread.kept
+    if session is not None:
+        for asked in [asked for asked in session.dumped if _concerns(protocol, changed, asked[0], asked[1])]:
+            del session.dumped[asked]
+
+
+def _concerns(protocol: int, changed: int, listed_by: int, listed: int) -> bool:
+    # rtnetlink numbers the messages about one kind of object in fours: addresses, routes and ip rules of ours stand alone.
+    return protocol == listed_by and (protocol != NETLINK_ROUTE or changed >> 2 == listed >> 2)
 
 
 def dump(protocol: int, kind: int, payload: bytes) -> list[bytes]:
     """The payloads of all objects that a dump request lists. Raises OSError with the kernel's errno."""
+    session = _thread.kept
+    if session is None:
+        return _dump(protocol, kind, payload)
+    asked = (protocol, kind, payload)
+    if asked not in session.dumped:
+        session.dumped[asked] = _dump(protocol, kind, payload)
+    return session.dumped[asked]
+
+
+def _dump(protocol: int, kind: int, payload: bytes) -> list[bytes]:
     message = Message(kind, payload, NLM_F_DUMP)
     for _ in range(_ATTEMPTS):
         with suppress(_Interrupted):
@@ -90,24 +147,58 @@ def request(protocol: int, messages: Sequence[Message]) -> list[bytes]:
     Raises OSError with the kernel's errno at the first refusal.
     """
     answers: list[bytes] = []
-    with _opened(protocol) as sock:
-        for sequence, message in enumerate(messages, start=1):
-            acknowledge = 0 if message.flags & NLM_F_DUMP == NLM_F_DUMP else NLM_F_ACK
+    with _connected(protocol, len(messages)) as (sock, first):
+        for sequence, message in enumerate(messages, start=first):
+            if message.flags & NLM_F_DUMP == NLM_F_DUMP:
+                acknowledge = 0
+            else:
+                acknowledge = NLM_F_ACK
+                _forget(protocol, message.kind)
             sock.send(_packed(message, sequence, NLM_F_REQUEST | acknowledge))
             answers += _answers(sock, sequence)
     return answers
 
 
-def transaction(protocol: int, begin: Message, messages: Sequence[Message], end: Message) -> None:
-    """Send `messages` as one nfnetlink batch: all or none take effect. Raises OSError with the first refusal's errno."""
+def batch(begin: Message, messages: Sequence[Message], end: Message) -> Batch:
+    """`messages` as one nfnetlink batch, which may be sent any number of times."""
     *most, last = messages
     # Refusals come unasked; one acknowledgement a message could be more than the socket's buffer holds.
     parts = [_packed(begin, 0, NLM_F_REQUEST)]
     parts += [_packed(message, sequence, NLM_F_REQUEST) for sequence, message in enumerate(most, start=1)]
     parts += [_packed(last, len(messages), NLM_F_REQUEST | NLM_F_ACK), _packed(end, 0, NLM_F_REQUEST)]
-    with _opened(protocol) as sock:
-        sock.send(b"".join(parts))
-        _answers(sock, len(messages))
+    return Batch(b"".join(parts), len(messages), last.kind)
+
+
+def transaction(protocol: int, sent: Batch) -> None:
+    """Send a batch: all of it or none takes effect. Raises OSError with the first refusal's errno."""
+    _forget(protocol, sent.kind)
+    # Whatever was asked before at this socket has been answered: the batch's own numbers tell its answers.
+    with _connected(protocol, 0) as (sock, _):
+        if len(sent.content) > _SEND_SIZE:
+            with suppress(OSError):  # in a user namespace; what fits all the same is sent
+                sock.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, 2 * len(sent.content))
+        sock.send(sent.content)
+        _answers(sock, sent.last)
+
+
+@contextmanager
+def _connected(protocol: int, messages: int) -> Iterator[tuple[socket.socket, int]]:
+    """A socket, and the number of the first of so many messages."""
+    session = _thread.kept
+    if session is None:
+        with _opened(protocol) as sock:
+            yield sock, 1
+        return
+    if protocol not in session.sockets:
+        session.sockets[protocol] = _opened(protocol)
+    first = session.sequence + 1
+    session.sequence += messages
+    try:
+        yield session.sockets[protocol], first
+    except BaseException:
+        # Answers that nobody has read may be in it.
+        _close(session.sockets.pop(protocol))
+        raise
 
 
 def _opened(protocol: int) -> socket.socket:

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from interceptor.backends import builtin_chains, cttimeout, netlink, nf_tables
+from interceptor import nlattr
+from interceptor.backends import builtin_chains, cttimeout, nf_tables
 from interceptor.backends.nf_tables import Change, name, text
 from interceptor.errors import BackendError
 from interceptor.render.iptables import PREFIX
@@ -43,7 +44,7 @@ def remove() -> tuple[str, ...]:
         chains = list(_chains(number))
         for rule in _rules(number):
             if (rule.table, rule.chain) not in chains and any((rule.table, target) in chains for target in rule.targets):
-                about = _place(rule.table, rule.chain) + netlink.attr(nf_tables.NFTA_RULE_HANDLE, rule.handle)
+                about = _place(rule.table, rule.chain) + nlattr.attr(nf_tables.NFTA_RULE_HANDLE, rule.handle)
                 steps.append(Change(nf_tables.NFT_MSG_DELRULE, number, about))
                 if rule.expressions > JUMP_ALONE:
                     strays.append(f"{family.value} {rule.table}/{rule.chain}: a rule into {', '.join(sorted(rule.targets))}")
@@ -74,7 +75,7 @@ def _place(table: str, chain: str) -> bytes:
 
 def _chains(family: int) -> Iterator[tuple[str, str]]:
     for payload in nf_tables.listed(nf_tables.NFT_MSG_GETCHAIN, family):
-        attributes = netlink.parse_attrs(payload)
+        attributes = nlattr.parse_attrs(payload)
         chain = text(attributes[nf_tables.NFTA_CHAIN_NAME])
         if chain.startswith(PREFIX) and not chain.startswith(NEW):
             yield text(attributes[nf_tables.NFTA_CHAIN_TABLE]), chain
@@ -82,8 +83,8 @@ def _chains(family: int) -> Iterator[tuple[str, str]]:
 
 def _rules(family: int) -> Iterator[_Rule]:
     for payload in nf_tables.listed(nf_tables.NFT_MSG_GETRULE, family):
-        attributes = netlink.parse_attrs(payload)
-        expressions = list(netlink.attrs(attributes.get(nf_tables.NFTA_RULE_EXPRESSIONS, b"")))
+        attributes = nlattr.parse_attrs(payload)
+        expressions = list(nlattr.attrs(attributes.get(nf_tables.NFTA_RULE_EXPRESSIONS, b"")))
         yield _Rule(
             text(attributes[nf_tables.NFTA_RULE_TABLE]),
             text(attributes[nf_tables.NFTA_RULE_CHAIN]),
@@ -94,10 +95,10 @@ def _rules(family: int) -> Iterator[_Rule]:
 
 
 def _target(expression: bytes) -> Iterator[str]:
-    attributes = netlink.parse_attrs(expression)
+    attributes = nlattr.parse_attrs(expression)
     if attributes.get(NFTA_EXPR_NAME) != JUMP:
         return
     for kind in (NFTA_EXPR_DATA, NFTA_IMMEDIATE_DATA, NFTA_DATA_VERDICT):
-        attributes = netlink.parse_attrs(attributes.get(kind, b""))
+        attributes = nlattr.parse_attrs(attributes.get(kind, b""))
     if NFTA_VERDICT_CHAIN in attributes:
         yield text(attributes[NFTA_VERDICT_CHAIN])

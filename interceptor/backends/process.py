@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import select
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from interceptor.backends import hints
+from interceptor.backends import netlink
 from interceptor.errors import BackendError, InterceptorError
 
 # iptables-legacy waits for a lock that kube-proxy may hold for seconds; Istio waits 30 s, Kuma 5 s. A hung nft is killed.
@@ -38,6 +37,9 @@ def find(program: str) -> str | None:
 
 def run(argv: Sequence[str], *, stdin: str = "", timeout_s: float = TIMEOUT_S) -> Result:
     """Run `argv` to its end, whatever its exit status. Raises BackendError when it cannot run or takes too long."""
+    import subprocess  # 6 ms, and with nft over netlink seldom needed
+
+    netlink.forget()
     path = find(argv[0]) if "/" not in argv[0] else argv[0]
     if path is None:
         raise BackendError(f"{argv[0]} is not installed here")
@@ -62,6 +64,8 @@ def run_checked(argv: Sequence[str], *, stdin: str = "", doing: str, timeout_s: 
     """Run `argv`; its stdout. Raises BackendError or Unsupported, with `doing` and stderr, unless it exits 0."""
     result = run(argv, stdin=stdin, timeout_s=timeout_s)
     if result.status != 0:
+        from interceptor.backends import hints
+
         raise hints.explained(doing, argv[0], result.status, result.stderr)
     return result.stdout
 
@@ -70,6 +74,8 @@ class Child:
     """A program that answers each line with a line, for as long as it is asked. Ends with close()."""
 
     def __init__(self, argv: Sequence[str], environment: Mapping[str, str]) -> None:
+        import subprocess
+
         self._name = " ".join(argv)
         # Not a pipe: nobody reads it meanwhile, and a full one would stop the child.
         self._stderr = os.memfd_create("stderr")
@@ -90,6 +96,7 @@ class Child:
         """Send `line`; the answer. Raises BackendError, with `doing` and stderr, when none comes."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
+        netlink.forget()
         deadline = time.monotonic() + timeout_s
         received = b""
         try:
@@ -106,6 +113,8 @@ class Child:
         return received.decode()
 
     def _failed(self, doing: str) -> InterceptorError:
+        from interceptor.backends import hints
+
         status = self._process.wait(TIMEOUT_S)
         said = os.pread(self._stderr, 4096, 0).decode(errors="replace")
         return hints.explained(doing, self._name, status, said)

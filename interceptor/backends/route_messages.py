@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from typing import Self
 
+from interceptor import nlattr
 from interceptor.backends import netlink
 from interceptor.backends.netlink import Message
 
@@ -45,7 +46,7 @@ class RouteMessages:
         """`ip rule add|del`. Raises OSError."""
         attributes = {FRA_PRIORITY: priority, FRA_FWMARK: fwmark, FRA_FWMASK: fwmask, FRA_TABLE: table}
         payload = _HEADER.pack(family, 0, 0, 0, _RT_TABLE_UNSPEC, 0, 0, FR_ACT_TO_TBL, 0) + _attributes(attributes)
-        payload += netlink.attr(FRA_PROTOCOL, bytes([protocol]))
+        payload += nlattr.attr(FRA_PROTOCOL, bytes([protocol]))
         _send(RTM_NEWRULE if verb == "add" else RTM_DELRULE, verb, payload)
 
     def route(self, verb: str, *, family: int, oif: int, table: int, proto: int, priority: int, **rest: str) -> None:
@@ -57,7 +58,7 @@ class RouteMessages:
 
 
 def _attributes(numbers: dict[int, int]) -> bytes:
-    return b"".join(netlink.attr(kind, _NUMBER.pack(number)) for kind, number in numbers.items())
+    return b"".join(nlattr.attr(kind, _NUMBER.pack(number)) for kind, number in numbers.items())
 
 
 def _send(kind: int, verb: str, payload: bytes) -> None:

@@ -11,8 +11,10 @@ import socket
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from interceptor import nlattr
 from interceptor.backends import netlink
 from interceptor.errors import BackendError, InterceptorError, Unsupported
 from interceptor.plan.model import PolicyRoute
@@ -106,16 +108,25 @@ def _paired(held: _Halves) -> Iterator[PolicyRoute]:
 
 def _halves(family: Family) -> _Halves:
     address_family = ADDRESS_FAMILIES[family]
+    rules = dump(RTM_GETRULE, RULE.pack(address_family, 0, 0, 0, 0, 0, 0, 0, 0))
+    routes = dump(RTM_GETROUTE, ROUTE.pack(address_family, 0, 0, 0, 0, PROTOCOL, 0, 0, 0))
+    return _ours(family, tuple(rules), tuple(routes))
+
+
+# Asked several times a run; and in most namespaces nothing but the kernel's own rules stands.
+@lru_cache(32)
+def _ours(family: Family, listed_rules: tuple[bytes, ...], listed_routes: tuple[bytes, ...]) -> _Halves:
+    address_family = ADDRESS_FAMILIES[family]
     rules: list[tuple[Mark, int]] = []
-    for answer in dump(RTM_GETRULE, RULE.pack(address_family, 0, 0, 0, 0, 0, 0, 0, 0)):
-        header, attributes = RULE.unpack_from(answer), netlink.parse_attrs(answer[RULE.size :])
+    for answer in listed_rules:
+        header, attributes = RULE.unpack_from(answer), nlattr.parse_attrs(answer[RULE.size :])
         ours = attributes.get(FRA_PROTOCOL) == bytes([PROTOCOL]) and u32(attributes.get(FRA_PRIORITY), 0) == PRIORITY
         if header[0] == address_family and ours:
             mark = Mark(u32(attributes.get(FRA_FWMARK), 0), u32(attributes.get(FRA_FWMASK), 0))
             rules.append((mark, u32(attributes.get(FRA_TABLE), header[4])))
     tables: list[int] = []
-    for answer in dump(RTM_GETROUTE, ROUTE.pack(address_family, 0, 0, 0, 0, PROTOCOL, 0, 0, 0)):
-        header, attributes = ROUTE.unpack_from(answer), netlink.parse_attrs(answer[ROUTE.size :])
+    for answer in listed_routes:
+        header, attributes = ROUTE.unpack_from(answer), nlattr.parse_attrs(answer[ROUTE.size :])
         length_of_dst = header[1]
         if (header[0], length_of_dst, header[5], header[7]) == (address_family, 0, PROTOCOL, RTN_LOCAL):
             tables.append(u32(attributes.get(RTA_TABLE), header[4]))
@@ -139,6 +150,7 @@ def u32(payload: bytes | None, otherwise: int) -> int:
 
 
 def _opened() -> IPRoute | RouteMessages:
+    netlink.forget()
     try:
         from pyroute2 import IPRoute  # 180–250 ms: only when there is something to change
     except ModuleNotFoundError:

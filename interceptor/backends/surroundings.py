@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from interceptor.backends import address, cttimeout, foreign_routes, routes
+from interceptor.backends import address, cttimeout, routes
 from interceptor.backends.base import Difference
 from interceptor.errors import BackendError, InterceptorError
 from interceptor.plan.model import Plan, PolicyRoute
@@ -44,16 +44,7 @@ def prepare(plan: Plan) -> Prepared:
     Before the rules: a packet that is marked before its route exists would leave uncaptured. Raises BackendError when another
     program's route or rule would take packets that are meant for the proxy.
     """
-    for winning in foreign_routes.overriding(plan.routes):
-        raise BackendError(
-            f"another program's route wins over ours in {winning}. Packets for the proxy would take it. "
-            "Delete it, or `clean` and give another --tproxy-table. Nothing was changed"
-        )
-    for winning in foreign_routes.outranking(plan.routes):
-        raise BackendError(
-            f"another program's {winning} stands before ours ({routes.PRIORITY}), and packets for the proxy would take it. "
-            f"Delete it, or give it a priority over {routes.PRIORITY}. Nothing was changed"
-        )
+    _refuse_others(plan)
     before = routes.present()
     missing = tuple(route for route in plan.routes if route not in before)
     absent = plan.inbound_source_v6 and address.inbound_source_state() == "absent"
@@ -66,6 +57,23 @@ def prepare(plan: Plan) -> Prepared:
         Prepared(before, bool(missing), added_address=False).undo()
         raise
     return Prepared(before, bool(missing), absent)
+
+
+def _refuse_others(plan: Plan) -> None:
+    if not plan.routes:
+        return
+    from interceptor.backends import foreign_routes  # for the few plans that have routes
+
+    for winning in foreign_routes.overriding(plan.routes):
+        raise BackendError(
+            f"another program's route wins over ours in {winning}. Packets for the proxy would take it. "
+            "Delete it, or `clean` and give another --tproxy-table. Nothing was changed"
+        )
+    for winning in foreign_routes.outranking(plan.routes):
+        raise BackendError(
+            f"another program's {winning} stands before ours ({routes.PRIORITY}), and packets for the proxy would take it. "
+            f"Delete it, or give it a priority over {routes.PRIORITY}. Nothing was changed"
+        )
 
 
 def tidy(plan: Plan | None) -> bool:
@@ -92,10 +100,13 @@ def differences(plan: Plan) -> Iterator[Difference]:
     for route in plan.routes:
         if route not in present:
             yield Difference("missing", "policy route", str(route))
-    for winning in foreign_routes.overriding(plan.routes):
-        yield Difference("extra", "policy route", f"{winning} wins over ours")
-    for winning in foreign_routes.outranking(plan.routes):
-        yield Difference("extra", "policy route", f"{winning} stands before ours")
+    if plan.routes:
+        from interceptor.backends import foreign_routes
+
+        for winning in foreign_routes.overriding(plan.routes):
+            yield Difference("extra", "policy route", f"{winning} wins over ours")
+        for winning in foreign_routes.outranking(plan.routes):
+            yield Difference("extra", "policy route", f"{winning} stands before ours")
     for route in present:
         if route not in plan.routes:
             yield Difference("extra", "policy route", str(route))

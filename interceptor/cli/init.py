@@ -23,10 +23,11 @@ def command(resolved: Resolved, netns: str | None, as_json: bool, host: bool, dr
         print_plan(resolved.config, netns, "json" if as_json else None)
         return 0
     report = capture.enable(resolved.config, netns=netns, allow_host=host)
-    print_warnings(report.warnings)
+    said = [*report.warnings, *capture.going_around(resolved.config, netns=netns)]
+    print_warnings(said)
     if as_json:
-        shown = ("changed", "backend", "reason", "removed", "warnings")
-        print_json({name: getattr(report, name) for name in shown})
+        shown = ("changed", "backend", "reason", "removed")
+        print_json({**{name: getattr(report, name) for name in shown}, "warnings": said})
         return 0
     families = " and ".join(f"IP{family.value}" for family in report.plan.families)
     print(f"{'capturing' if report.changed else 'unchanged: capturing'} {families} with {report.backend} ({report.reason})")

@@ -38,7 +38,7 @@ def findings(config: Config) -> Iterator[Finding]:
     """Whether `config` itself works, then each mechanism alone. Changes nothing that stays; may load modules, as init."""
     try:
         with thrown_away():
-            missing = detect.missing_parts(config.backend)
+            missing = dict(detect.Missing(config.backend))
     except NetnsError as error:
         yield Finding("rules", "mechanisms", "unknown", f"not tried: {error}", "run doctor as root")
         return

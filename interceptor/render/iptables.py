@@ -32,12 +32,11 @@ from interceptor.plan.model import (
     Zone,
     timeout_name,
 )
+from interceptor.render import names
 from interceptor.values import Family, Network, PortRange, Proto, kernel_text
 
-PREFIX = "INTERCEPT_"
-# A list of xt_recent that holds nothing, or one entry a family: whether the proxy has announced itself. Entries are addresses
-# under the mask: of everybody's nothing is left.
-ANNOUNCED = "interceptor"
+PREFIX = names.IPTABLES_PREFIX
+ANNOUNCED = names.IPTABLES_ANNOUNCED
 MULTIPORT_SLOTS = 15  # XT_MULTI_PORTS, linux/netfilter/xt_multiport.h; a range takes two
 TABLES = ("raw", "mangle", "nat")
 IN_TABLE = {Table.RAW: "raw", Table.TIMEOUT: "raw", Table.MANGLE: "mangle", Table.NAT: "nat"}

@@ -33,29 +33,28 @@ from interceptor.plan.model import (
     Zone,
     timeout_name,
 )
+from interceptor.render import names
 from interceptor.values import MAX_MARK, Family, IdRange, Mark, Network, PortRange, kernel_text
 
-TABLE = "interceptor"
+TABLE = names.NFT_TABLE
 L3 = {Family.V4: "ip", Family.V6: "ip6"}
 NFPROTO = {Family.V4: "ipv4", Family.V6: "ipv6"}
 # Hook types and priorities, linux/netfilter_ipv4.h: raw -300, conntrack -200, mangle -150, dstnat -100. NAT sits one before
 # dstnat, so that other programs' NAT does not take a packet first; timeouts one before mangle, for the same reason.
 BASE = {
-    (Table.RAW, Hook.OUTPUT): "type filter hook output priority -300",
-    (Table.TIMEOUT, Hook.OUTPUT): "type filter hook output priority -151",
-    (Table.MANGLE, Hook.OUTPUT): "type route hook output priority -150",
-    (Table.MANGLE, Hook.PREROUTING): "type filter hook prerouting priority -150",
-    (Table.NAT, Hook.OUTPUT): "type nat hook output priority -101",
-    (Table.NAT, Hook.PREROUTING): "type nat hook prerouting priority -101",
+    (Table.RAW, Hook.OUTPUT): ("filter", -300),
+    (Table.TIMEOUT, Hook.OUTPUT): ("filter", -151),
+    (Table.MANGLE, Hook.OUTPUT): ("route", -150),
+    (Table.MANGLE, Hook.PREROUTING): ("filter", -150),
+    (Table.NAT, Hook.OUTPUT): ("nat", -101),
+    (Table.NAT, Hook.PREROUTING): ("nat", -101),
 }
-# A set that holds nothing, or one element: whether the proxy has announced itself. Its key must be of some packet's value, and
-# the same for all packets: no bit of their mark.
-ANNOUNCED = "announced"
+ANNOUNCED = names.NFT_ANNOUNCED
 _CONSTANT, _ELEMENT = "meta mark & 0x00000000", "0x00000000"
 _FIRST_PACKET = "tcp flags syn / fin,syn,rst,ack"
 _FIRST_PACKET_NEW = "tcp flags & (fin | syn | rst | ack) == syn"  # as nft 1.1 lists it
-_DURATION = re.compile(r"\b(?:\d+[dhms])+\b")
-_PARTS = re.compile(r"\d+[dhms]")
+_DURATION = r"\b(?:\d+[dhms])+\b"
+_PARTS = r"\d+[dhms]"
 _UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 
 
@@ -78,10 +77,11 @@ def table(plan: Plan) -> str:
 
 def chain_name(chain: Chain) -> str:
     """The name in the kernel; all tables of the plan share one nft table."""
-    return _name(chain.table, chain.name)
+    return name_of(chain.table, chain.name)
 
 
-def _name(in_table: Table, name: str) -> str:
+def name_of(in_table: Table, name: str) -> str:
+    """The same for a chain that a rule leads to."""
     return f"{in_table.value}_{name}".lower()
 
 
@@ -104,7 +104,8 @@ def _announced(plan: Plan) -> Iterator[str]:
 def _chain_block(chain: Chain, plan: Plan) -> str:
     lines = [f"\tchain {chain_name(chain)} {{"]
     if chain.hook is not None:
-        lines.append(f"\t\t{BASE[chain.table, chain.hook]}; policy accept;")
+        kind, priority = BASE[chain.table, chain.hook]
+        lines.append(f"\t\ttype {kind} hook {chain.hook.value.lower()} priority {priority}; policy accept;")
     lines += [f"\t\t{line}" for line in rules(chain, plan.families)]
     return "\n".join((*lines, "\t}", ""))
 
@@ -116,14 +117,14 @@ def rules(chain: Chain, families: Iterable[Family]) -> list[str]:
 
 def statements(in_table: Table, rule: Rule, families: tuple[Family, ...]) -> Iterator[str]:
     """The rule as nft writes it; several lines where families or owners need one each."""
-    for family in _families(rule, families):
+    for family in families_of(rule, families):
         for condition in _conditions(rule.match, family):
             for action in _actions(in_table, rule.verdict, family):
                 parts = (condition, "" if isinstance(rule.verdict, Log) else "counter", action, f'comment "{rule.why}"')
                 yield " ".join(filter(None, parts))
 
 
-def _families(rule: Rule, covered: tuple[Family, ...]) -> tuple[Family | None, ...]:
+def families_of(rule: Rule, covered: tuple[Family, ...]) -> tuple[Family | None, ...]:
     """The families that need a line of their own; (None,) when one line serves all."""
     match = rule.match
     if match.family is not None:
@@ -140,10 +141,14 @@ def _families(rule: Rule, covered: tuple[Family, ...]) -> tuple[Family | None, .
 
 def _conditions(match: Match, family: Family | None) -> Iterator[str]:
     parts = [*_header_parts(match, family), *_address_type(match)]
-    owners = [f"meta skuid {_set(match.uids)}"] if match.uids else []
-    owners += [f"meta skgid {_set(match.gids)}"] if match.gids else []
-    for owner in owners or [""]:
-        yield " ".join(filter(None, (*parts, owner, *_state_parts(match))))
+    owners = {"uids": f"meta skuid {_set(match.uids)}", "gids": f"meta skgid {_set(match.gids)}", "": ""}
+    for owner in owners_of(match):
+        yield " ".join(filter(None, (*parts, owners[owner], *_state_parts(match))))
+
+
+def owners_of(match: Match) -> tuple[str, ...]:
+    """Which fields of owners need a line of their own: either may be the sender's."""
+    return tuple(name for name, wanted in (("uids", match.uids), ("gids", match.gids)) if wanted) or ("",)
 
 
 def _header_parts(match: Match, family: Family | None) -> Iterator[str]:
@@ -258,9 +263,9 @@ def _actions(in_table: Table, verdict: Verdict, family: Family | None) -> tuple[
         case Log(prefix):
             return (f'log prefix "{prefix}"',)
         case Jump(chain):
-            return (f"jump {_name(in_table, chain)}",)
+            return (f"jump {name_of(in_table, chain)}",)
         case Goto(chain):
-            return (f"goto {_name(in_table, chain)}",)
+            return (f"goto {name_of(in_table, chain)}",)
         case Rewrite():
             raise AssertionError("decided when a socket is connected, never by a rule")
         case _:
@@ -287,8 +292,8 @@ def parse(text: str) -> dict[str, tuple[str, ...]]:
 def _as_rendered(line: str) -> str:
     """A line as we write it and nft 1.0 lists it: nft 1.1 lists flags in another form, and seconds with units ("1m5s")."""
     if line.startswith("policy = {"):
-        return _DURATION.sub(
-            lambda found: str(sum(int(each[:-1]) * _UNITS[each[-1]] for each in _PARTS.findall(found[0]))), line
+        return re.sub(
+            _DURATION, lambda found: str(sum(int(each[:-1]) * _UNITS[each[-1]] for each in re.findall(_PARTS, found[0]))), line
         )
     return line.replace(_FIRST_PACKET_NEW, _FIRST_PACKET)
 

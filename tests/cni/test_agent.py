@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import json
 import os
@@ -30,6 +31,7 @@ from tests.rig.net import Pod, pods
 
 AT_ONCE = 16
 TRY_AGAIN_LATER = 11
+SYS_TGKILL = {"x86_64": 234, "aarch64": 131}[os.uname().machine]  # asm/unistd_64.h, asm-generic/unistd.h
 
 
 def shim(running: Agent, runtime: Pod) -> Binary:
@@ -70,6 +72,16 @@ def test_a_directory_that_others_use_stays_as_it_is(runtime: Pod, tmp_path: Path
     assert done.returncode == 1
     assert "give the socket its own directory" in done.stderr
     assert stat.S_IMODE(shared.stat().st_mode) == 0o777
+
+
+def test_whichever_thread_is_told_to_stop(runtime: Pod, tmp_path: Path) -> None:
+    # The kernel may give a signal to any thread, and does when the first is just making another.
+    libc = ctypes.CDLL(None, use_errno=True)
+    with agent(runtime, tmp_path) as running:
+        pid = running.process.pid
+        thread = next(int(name) for name in os.listdir(f"/proc/{pid}/task") if int(name) != pid)
+        assert libc.syscall(SYS_TGKILL, pid, thread, signal.SIGTERM) == 0
+        assert running.process.wait(30) == 0
 
 
 def test_another_users_request_is_not_answered(runtime: Pod) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import pytest
 
 from interceptor import capture
 from interceptor.backends import connect as backend
-from interceptor.backends import process
+from interceptor.backends import netlink, process
 from interceptor.backends.connect_pins import Held, Pins
 from interceptor.bpf import links, places, special
 from interceptor.bpf.cookie import netns_cookie
@@ -174,12 +175,17 @@ def test_refused_rules_undo_the_policy(first: dict[str, str], place: Place, monk
     old, new = place.texts(**first), place.texts(exclude_uids="5-9", inbound="tproxy", capture_cgroup=above)
     with capturing(place.w.pod, **old):
         with monkeypatch.context() as patched:
+            patched.setattr(netlink, "transaction", refuse_bytes)
             patched.setattr(process, "run_checked", refuse)
             with pytest.raises(BackendError, match="no rules today"):
                 enable(place.w.pod, **new)
         assert capture.check(options(**old), netns=place.w.pod.name).differences == ()
         for question in questions(place.w):
             assert ask_all([question])[0] in CAPTURED
+
+
+def refuse_bytes(*_arguments: object) -> None:
+    raise OSError(errno.EOPNOTSUPP, "no bytes today")
 
 
 def refuse(*_arguments: object, **_named: object) -> str:
