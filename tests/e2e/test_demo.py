@@ -247,22 +247,22 @@ def test_without_curl_python_is_the_client(tmp_path: Path) -> None:
 
 
 def test_a_failure_half_way_leaves_nothing(tmp_path: Path) -> None:
-    # The rules cannot be written: `nft` is a program that fails.
-    broken = tmp_path / "nft"
+    # The rules cannot be written: iptables is a program that fails.
+    broken = tmp_path / "iptables"
     broken.write_text("#!/bin/sh\nexit 1\n")
     broken.chmod(0o755)
-    nft = os.path.realpath(sh("which", "nft").strip())
+    iptables = os.path.realpath(sh("which", "iptables-nft-restore").strip())
     argv = [
         "unshare",
         "--mount",
         "sh",
         "-c",
-        f'mount --bind {broken} {nft}; exec "$@"',
+        f'mount --bind {broken} {iptables}; exec "$@"',
         "sh",
         *INTERCEPTOR,
         "demo",
         "--backend",
-        "nft",
+        "iptables-nft",
     ]
     process = subprocess.Popen(argv, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     _, err = process.communicate(timeout=30)
