@@ -234,10 +234,17 @@ def keeping(root: Path) -> Iterator[list[tuple[str, str]]]:
     assert not thread.is_alive()
 
 
+def rewrite(path: Path, text: str) -> None:
+    """As a careful program does, and as nobody sees half of it: an empty file, seen between, would be "trouble"."""
+    new = path.with_suffix(".calico")
+    new.write_text(text)
+    new.rename(path)
+
+
 def test_what_another_writer_takes_away_is_put_back(root: Path, keeping: list[tuple[str, str]]) -> None:
     path = root / "net.d" / "10-calico.conflist"
     until(lambda: "interceptor-cni" in path.read_text())
-    for take_away in (lambda: path.write_text(CALICO), lambda: (root / "bin" / "interceptor-cni").unlink()):
+    for take_away in (lambda: rewrite(path, CALICO), lambda: (root / "bin" / "interceptor-cni").unlink()):
         take_away()
         until(lambda: not node.status(make(root)).problems)
     assert {event for event, _ in keeping} == {"repaired"}
@@ -252,9 +259,7 @@ def test_beside_a_writer_that_never_stops_the_file_is_whole_and_the_fight_told(
     while not any(event == "fight" for event, _ in keeping):
         rounds += 1
         assert rounds < 50, keeping
-        new = path.with_suffix(".calico")
-        new.write_text(CALICO.replace('mtu": 1.0', f'mtu": {rounds}'))
-        new.rename(path)
+        rewrite(path, CALICO.replace('mtu": 1.0', f'mtu": {rounds}'))
         again = time.monotonic() + 0.1
         while time.monotonic() < again:
             conflist.validate(path.read_text())
