@@ -21,7 +21,7 @@ from interceptor.values import Address, Family, Network
 Interface: TypeAlias = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 
 # linux/rtnetlink.h
-RTM_NEWLINK, RTM_NEWADDR, RTM_NEWROUTE, RTM_GETROUTE = 16, 20, 24, 26
+RTM_NEWLINK, RTM_DELLINK, RTM_NEWADDR, RTM_NEWROUTE, RTM_GETROUTE = 16, 17, 20, 24, 26
 RT_TABLE_MAIN, RTPROT_BOOT, RT_SCOPE_UNIVERSE, RT_SCOPE_LINK = 254, 3, 0, 253
 RTN_UNICAST, RTN_LOCAL = 1, 2
 RTA_DST, RTA_OIF = 1, 4
@@ -56,6 +56,11 @@ def add_veth_pair(one: End, other: End) -> None:
     link = nlattr.attr(IFLA_LINKINFO, nlattr.attr(IFLA_INFO_KIND, b"veth") + data)
     body = LINK.pack(0, 0, 0, 0, 0) + _end(one) + link
     _change(RTM_NEWLINK, NEW, body, f"creating the veth pair {one.name}, {other.name}")
+
+
+def remove(name: str) -> None:
+    """`ip link del NAME`; of a veth pair, both ends."""
+    _change(RTM_DELLINK, 0, LINK.pack(0, 0, _index(name), 0, 0), f"removing {name}")
 
 
 def set_up(name: str) -> None:

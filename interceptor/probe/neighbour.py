@@ -10,7 +10,7 @@ import ctypes
 import ipaddress
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from interceptor import links, netns
@@ -47,16 +47,23 @@ def made(families: tuple[Family, ...]) -> Iterator[Neighbour]:
         _hold_namespace(child_ready, stop)
     os.close(child_ready)
     os.close(stop)
+    is_laid = False
     try:
         problem = os.read(ready, 256).decode()
         if problem:
             yield Neighbour(trouble=problem)
             return
-        trouble = _connect(child, families)
-        yield Neighbour(f"/proc/{child}/ns/net", trouble)
+        there = f"/proc/{child}/ns/net"
+        trouble = _lay(there)
+        is_laid = trouble is None
+        yield Neighbour(there, trouble or _raise_both(there, families))
     finally:
         os.close(ready)
-        os.close(parent_alive)  # the child ends, and with its namespace both ends of the pair
+        if is_laid:
+            with suppress(InterceptorError):  # somebody else's work
+                # Now: with the child's namespace both ends would go, too, but some time later.
+                links.remove(INTERFACE)
+        os.close(parent_alive)  # the child ends
         os.waitpid(child, 0)
 
 
@@ -71,12 +78,21 @@ def _hold_namespace(ready: int, stop: int) -> None:
     os._exit(0)
 
 
-def _connect(child: int, families: tuple[Family, ...]) -> str | None:
-    """Lay the pair, address and raise both ends; the reason when that fails."""
-    there = f"/proc/{child}/ns/net"
+def _lay(there: str) -> str | None:
+    """The pair between here and the namespace `there`; the reason when that fails."""
     namespace = os.open(there, os.O_RDONLY | os.O_CLOEXEC)
     try:
         links.add_veth_pair(links.End(INTERFACE), links.End(FAR_INTERFACE, namespace))
+    except InterceptorError as error:
+        return f"making a neighbour: {error}"
+    finally:
+        os.close(namespace)
+    return None
+
+
+def _raise_both(there: str, families: tuple[Family, ...]) -> str | None:
+    """Address and raise both ends; the reason when that fails."""
+    try:
         _raise(INTERFACE, [HERE[family] for family in families])
         with netns.entered(there):
             _raise(FAR_INTERFACE, [BESIDE[family] for family in families])
@@ -84,8 +100,6 @@ def _connect(child: int, families: tuple[Family, ...]) -> str | None:
         links.wait_until_running(INTERFACE)
     except InterceptorError as error:
         return f"making a neighbour: {error}"
-    finally:
-        os.close(namespace)
     return None
 
 

@@ -97,7 +97,6 @@ def test_a_large_body_arrives_whole_both_ways(machine: Machine) -> None:
     assert (done.returncode, len(done.stdout)) == (0, 8 << 20)
 
 
-@pytest.mark.default_relay
 def test_last_bytes_of_a_command_that_does_not_wait_arrive(machine: Machine) -> None:
     script = f"import socket; socket.create_connection(('{WORLD_V4}', {HTTP_PORT})).sendall(b'GET /')"
     for _ in range(10):

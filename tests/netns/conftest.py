@@ -29,22 +29,17 @@ TOOLS = (
     "ip6tables-legacy-restore",
 )
 HERE = Path(__file__).parent
-# What follows from the rules, which the backends' own tests hold to the same text: with these two, by `make torture`.
-AT_LENGTH = {
-    "test_changing_the_mechanism_keeps_open_connections": ("iptables-nft", "libiptc"),
-    "test_a_guests_open_connections_are_kept": ("libiptc",),
-    "test_the_proxys_connections_from_the_clients_address_are_kept": ("libiptc",),
-    "test_udp_is_decided_anew_with_each_datagram": ("libiptc",),
-    "test_another_configuration_keeps_the_state": ("libiptc",),
-    "test_another_backend_keeps_the_state": ("libiptc",),
-}
+# libiptc's rules are held to iptables' own text by test_iptables_backends.py: what packets make of that text is tried on it by
+# `make torture`, but for the first of the contracts.
+BY_RULES = "test_contract_rules.py"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     ours = [item for item in items if HERE in item.path.parents]
     for item in ours:
         item.add_marker("netns")
-        if _text(item, "backend") in AT_LENGTH.get(getattr(item, "originalname", ""), ()):
+        is_contract = item.path.name.startswith("test_contract_") and item.path.name != BY_RULES
+        if is_contract and _text(item, "backend") == "libiptc":
             item.add_marker("torture")
     # One capture serves neighbours that ask for the same: a backend's tests together, one mechanism's together in it.
     ours.sort(key=lambda item: (str(item.path), _param(item, "backend"), _param(item, "mechanism")))

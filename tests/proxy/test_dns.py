@@ -247,8 +247,8 @@ def test_an_answer_for_one_subnet_is_not_for_others(pod: Pods) -> None:
 
 
 @NETS
-def test_a_thousand_questions_each_way_are_answered_exactly_once(pod: Pods, net: dict[str, str]) -> None:
-    count = 1000
+def test_hundreds_of_questions_each_way_are_answered_exactly_once(pod: Pods, net: dict[str, str]) -> None:
+    count = 300
     with server(pod.far, net["far"]) as upstream, proxy(pod.pod, **settings(at(net["far"]))) as running:
         with stub(pod, net["far"]) as asking, client(pod.pod, net["far"], 53) as stream:
             for number in range(count):
