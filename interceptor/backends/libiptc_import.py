@@ -12,6 +12,8 @@ import ctypes.util
 import os
 import sys
 
+from interceptor.backends import libiptc_options
+
 # The version of libxtables is its modules' interface: those that python-iptables 1.2 has structures for, the newest first.
 SONAMES = {
     "c": ("libc.so.6",),
@@ -26,7 +28,9 @@ _search = ctypes.util.find_library
 
 
 def load() -> None:
-    """Import `iptc`. Raises what it raises: ImportError, OSError or AttributeError."""
+    """Import `iptc`, once. Raises what it raises: ImportError, OSError or AttributeError."""
+    if "iptc" in sys.modules:
+        return
     ctypes.util.find_library = _find_library
     before = sys.modules.get(PATHS)
     sys.modules[PATHS] = None  # type: ignore[assignment]  # not to be had: as from Python 3.12 on
@@ -35,6 +39,8 @@ def load() -> None:
         if place is not None:
             os.environ.setdefault(MODULES, place)
         import iptc  # noqa: F401
+
+        libiptc_options.read_by_their_size()
     finally:
         del sys.modules[PATHS]
         if before is not None:
