@@ -8,13 +8,13 @@ import pytest
 
 from interceptor.backends.libiptc_options import entries
 
-FIELDS = [
+FIELDS = (
     ("name", ctypes.c_char_p),
     ("numbers", ctypes.c_uint * 6),
     ("size", ctypes.c_size_t),
     ("min", ctypes.c_uint),
     ("max", ctypes.c_uint),
-]
+)
 
 
 class Known(ctypes.Structure):
@@ -26,7 +26,7 @@ class Known(ctypes.Structure):
 class Larger(ctypes.Structure):
     """The same since 1.8.11."""
 
-    _fields_ = [*FIELDS, ("base", ctypes.c_uint)]
+    _fields_ = (*FIELDS, ("base", ctypes.c_uint))
 
 
 @pytest.mark.parametrize("base", [0, 10])
