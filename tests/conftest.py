@@ -16,7 +16,7 @@ _COMMON = settings(
     phases=[Phase.explicit, Phase.generate, Phase.shrink],
     suppress_health_check=[HealthCheck.too_slow],
 )
-settings.register_profile("fast", _COMMON, max_examples=25)
+settings.register_profile("fast", _COMMON, max_examples=15)
 settings.register_profile("ci", _COMMON, max_examples=100)
 settings.register_profile("deep", _COMMON, max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
