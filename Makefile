@@ -43,7 +43,7 @@ deploy: $(STAMP)
 manifests: $(STAMP)
 	$(BIN)/python -m tests.deploy.rendering
 
-# Long: 2,000 sampled packets a backend against `walk`, deep hypothesis profiles.
+# Long: 2,000 sampled packets a backend against `walk`, what packets make of libiptc's rules, deep hypothesis profiles.
 torture: $(STAMP)
 	HYPOTHESIS_PROFILE=deep $(BIN)/pytest -q tests/property
 	$(BIN)/pytest -q -m torture --ignore tests/runtimes --ignore tests/deploy tests
