@@ -1,7 +1,8 @@
 """The entry of `interceptor-cni`, script and static file alike: environment and stdin in, one JSON object out.
 
 Decides only who does the work: the node agent when the conflist names its socket, else this process. Until that is known it
-imports nothing but what Python has built in: `os` and `collections` are a quarter of what a request costs with the agent.
+imports nothing but what Python has built in: the rest of Python is half of what a request costs with the agent, and the static
+file has not started it yet.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 VERSION_ANSWER = b'{"cniVersion": "1.1.0", "supportedVersions": ["0.3.1", "0.4.0", "1.0.0", "1.1.0"]}\n'
 # In-process, the same deadlines as with the agent (shim.py).
@@ -20,8 +21,12 @@ CHUNK = 1 << 16
 AGENT_KEY = b'"agentSocket"'
 
 
-def main() -> int:
-    """Answer one request; the exit status."""
+def started() -> None:
+    """Where Python is whole already: nothing."""
+
+
+def main(complete: Callable[[], None] = started) -> int:
+    """Answer one request; the exit status. `complete` starts the rest of Python, for all that is not built into it."""
     _open_standard_descriptors()
     environment = {_text(name): _text(value) for name, value in posix.environ.items()}
     if environment.get("CNI_COMMAND") == "VERSION":
@@ -29,30 +34,40 @@ def main() -> int:
         _write(1, VERSION_ANSWER)
         return 0
     stdin = _read_all(0) if environment.get("CNI_COMMAND") else b""
-    path = agent_socket(stdin)
+    path = plain_agent_socket(stdin)
+    if path is None:
+        complete()
+        complete = started
+        path = agent_socket(stdin)
     if path is None:
         status, stdout, stderr = _in_process(environment, stdin)
     else:
         from cni import shim
 
-        status, stdout, stderr = shim.call(environment, stdin, path)
+        status, stdout, stderr = shim.call(environment, stdin, path, complete)
     _write(2, stderr)
     _write(1, stdout)
     return status
 
 
-def agent_socket(stdin: bytes) -> str | None:
+def plain_agent_socket(stdin: bytes) -> str | None:
     """The configuration's `agentSocket`, found without `json` (6 ms) where the text leaves no doubt."""
-    if stdin.count(AGENT_KEY) == 0 and b"\\u" not in stdin:
+    if stdin.count(AGENT_KEY) != 1 or b"\\" in stdin:
         return None
-    if stdin.count(AGENT_KEY) == 1 and b"\\" not in stdin:
-        before, _, after = stdin.partition(AGENT_KEY)
-        # Without a backslash every other piece between quotes is outside of strings.
-        outside = b"".join(before.split(b'"')[::2])
-        after = after.lstrip()
-        value = after[1:].lstrip()
-        if outside.count(b"{") - outside.count(b"}") == 1 and after.startswith(b":") and value.startswith(b'"/'):
-            return value[1:].partition(b'"')[0].decode("utf-8", "surrogateescape")
+    before, _, after = stdin.partition(AGENT_KEY)
+    # Without a backslash every other piece between quotes is outside of strings.
+    outside = b"".join(before.split(b'"')[::2])
+    after = after.lstrip()
+    value = after[1:].lstrip()
+    if outside.count(b"{") - outside.count(b"}") == 1 and after.startswith(b":") and value.startswith(b'"/'):
+        return value[1:].partition(b'"')[0].decode("utf-8", "surrogateescape")
+    return None
+
+
+def agent_socket(stdin: bytes) -> str | None:
+    """The configuration's `agentSocket`, if it names one."""
+    if AGENT_KEY not in stdin and b"\\u" not in stdin:
+        return None
     import json
 
     try:

@@ -13,7 +13,7 @@ from cni import wire
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 # The runtime waits for minutes and is not told what it waits for; DEL must not hold up a pod's end.
 DEADLINE_S = {"ADD": 30.0, "CHECK": 10.0, "STATUS": 5.0, "DEL": 4.0, "GC": 4.0}
@@ -28,25 +28,52 @@ NOT_AVAILABLE = 50
 Outcome = tuple[int, bytes, bytes]
 
 
-def call(environment: Mapping[str, str], stdin: bytes, path: str) -> Outcome:
-    """(exit status, stdout, stderr) of a request, from the agent at `path` or, when it cannot be had, from here."""
+def call(environment: Mapping[str, str], stdin: bytes, path: str, complete: Callable[[], None]) -> Outcome:
+    """(exit status, stdout, stderr) of a request, from the agent at `path` or, when it cannot be had, from here.
+
+    `complete` starts what the static file has not started of Python; an error's answer needs it.
+    """
+    answer = _asked(environment, stdin, path)
+    if isinstance(answer, Refusal):
+        complete()
+        return answer.outcome(stdin)
+    return answer
+
+
+class Refusal:
+    """An error to answer with: its code and words."""
+
+    __slots__ = ("code", "details", "msg")
+
+    def __init__(self, code: int, msg: str, details: str = "") -> None:
+        self.code, self.msg, self.details = code, msg, details
+
+    def outcome(self, stdin: bytes) -> Outcome:
+        """As this request's answer."""
+        from cni.output import to_bytes
+        from cni.protocol import CniError, error_version
+
+        return 1, to_bytes(CniError(self.code, self.msg, self.details).to_json(error_version(stdin))), b""
+
+
+def _asked(environment: Mapping[str, str], stdin: bytes, path: str) -> Outcome | Refusal:
     command = environment.get("CNI_COMMAND", "")
     deadline = time.monotonic() + DEADLINE_S.get(command, DEADLINE_S["ADD"])
-    namespace, refusal = _open_netns(command, environment, stdin)
+    namespace, refusal = _open_netns(command, environment)
     if refusal is not None:
         return refusal
     try:
         try:
             message = wire.request(environment, stdin)
         except wire.WireError as error:
-            return _without_agent(command, stdin, str(error))
-        return _ask(command, message, stdin, path, namespace, deadline)
+            return _without_agent(command, str(error))
+        return _ask(command, message, path, namespace, deadline)
     finally:
         if namespace is not None:
             posix.close(namespace)
 
 
-def _ask(command: str, message: bytes, stdin: bytes, path: str, namespace: int | None, deadline: float) -> Outcome:
+def _ask(command: str, message: bytes, path: str, namespace: int | None, deadline: float) -> Outcome | Refusal:
     pause = RETRY_FIRST_S
     while True:
         try:
@@ -55,7 +82,7 @@ def _ask(command: str, message: bytes, stdin: bytes, path: str, namespace: int |
             trouble = f"{path}: {error.strerror or error}" if isinstance(error, OSError) else f"{path}: {error}"
         # Each command may be carried out twice: an agent that died in the middle is asked again when it is back.
         if command == "STATUS" or time.monotonic() + pause >= deadline:
-            return _without_agent(command, stdin, trouble)
+            return _without_agent(command, trouble)
         time.sleep(pause)
         pause = min(pause * 2, RETRY_MOST_S)
 
@@ -94,7 +121,7 @@ def _receive(sock: socket.socket, size: int) -> bytes:
     return b"".join(parts)
 
 
-def _open_netns(command: str, environment: Mapping[str, str], stdin: bytes) -> tuple[int | None, Outcome | None]:
+def _open_netns(command: str, environment: Mapping[str, str]) -> tuple[int | None, Outcome | Refusal | None]:
     """The pod's namespace as a descriptor, and an answer where there is nothing to ask the agent for."""
     path = environment.get("CNI_NETNS", "")
     if not path or command not in ("ADD", "CHECK", "DEL"):
@@ -107,12 +134,12 @@ def _open_netns(command: str, environment: Mapping[str, str], stdin: bytes) -> t
     except OSError as error:
         if command == "DEL":
             return None, None  # nothing to take rules from, and yet the agent should forget this pod
-        return None, _refusal(stdin, SELF_NETNS, f"CNI_NETNS {path}: {error.strerror}")
+        return None, Refusal(SELF_NETNS, f"CNI_NETNS {path}: {error.strerror}")
     if is_own and environment.get("CNI_NETNS_OVERRIDE", "").lower() not in ("1", "true"):
         posix.close(descriptor)
         if command == "DEL":
             return None, (0, b"", f"CNI_NETNS {path} is the runtime's own network namespace: left as it is\n".encode())
-        return None, _refusal(stdin, SELF_NETNS, f"CNI_NETNS {path} is the network namespace of the runtime itself")
+        return None, Refusal(SELF_NETNS, f"CNI_NETNS {path} is the network namespace of the runtime itself")
     return descriptor, None
 
 
@@ -121,17 +148,9 @@ def _own() -> tuple[int, int]:
     return own.st_dev, own.st_ino
 
 
-def _without_agent(command: str, stdin: bytes, trouble: str) -> Outcome:
+def _without_agent(command: str, trouble: str) -> Outcome | Refusal:
     if command in ("DEL", "GC"):
         # All that there is to take away is in the pod's own namespace, and goes with it.
         return 0, b"", f"interceptor-cni: {command} without the node agent: {trouble}\n".encode()
     code = NOT_AVAILABLE if command == "STATUS" else TRY_AGAIN_LATER
-    return _refusal(stdin, code, "the interceptor node agent cannot be reached", trouble)
-
-
-def _refusal(stdin: bytes, code: int, msg: str, details: str = "") -> Outcome:
-    # What is not on the fast path may take its time.
-    from cni.output import to_bytes
-    from cni.protocol import CniError, error_version
-
-    return 1, to_bytes(CniError(code, msg, details).to_json(error_version(stdin))), b""
+    return Refusal(code, "the interceptor node agent cannot be reached", trouble)

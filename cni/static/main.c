@@ -21,9 +21,25 @@ static PyObject *set_namespace(PyObject *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
+/* Provisional in 3.11 (PEP 587, "Multi-Phase Initialization Private Provisional API"), and no header declares it; the file is built with 3.11 alone. */
+extern PyStatus _Py_InitializeMain(void);
+
+/* Python's second half: codecs, sys.stdin and its like, signals. A third of its start, and nothing that hands a request to the agent needs it. */
+static PyObject *complete(PyObject *self, PyObject *none)
+{
+    PyStatus status = _Py_InitializeMain();
+
+    (void)self;
+    (void)none;
+    if (PyStatus_Exception(status))
+        Py_ExitStatusException(status);
+    Py_RETURN_NONE;
+}
+
 /* os.setns comes with Python 3.12; until then ctypes would be needed, which cannot be linked statically. */
 static PyMethodDef methods[] = {
     {"setns", set_namespace, METH_VARARGS, "setns(fd, nstype=0): see setns(2)"},
+    {"complete", complete, METH_NOARGS, "complete(): start the rest of Python; once"},
     {NULL, NULL, 0, NULL},
 };
 static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_interceptor", NULL, -1, methods, NULL, NULL, NULL, NULL};
@@ -40,7 +56,7 @@ static const char RUN[] =
     "import posix, _interceptor\n"
     "posix.setns = _interceptor.setns\n" /* and so os.setns */
     "from cni.main import main\n"
-    "status = main()\n";
+    "status = main(_interceptor.complete)\n";
 
 static int exit_status(void)
 {
@@ -52,6 +68,7 @@ static int exit_status(void)
 
 int main(int argc, char **argv)
 {
+    PyPreConfig before;
     PyConfig config;
     PyStatus status;
     wchar_t *self = L"/proc/self/exe";
@@ -60,7 +77,13 @@ int main(int argc, char **argv)
     signal(SIGPIPE, SIG_IGN);
     PyImport_AppendInittab("_interceptor", init_module);
     PyImport_FrozenModules = modules;
+    PyPreConfig_InitIsolatedConfig(&before);
+    before.utf8_mode = 1; /* names of files, whatever the locale is and before there are codecs */
+    status = Py_PreInitialize(&before);
+    if (PyStatus_Exception(status))
+        Py_ExitStatusException(status);
     PyConfig_InitIsolatedConfig(&config);
+    config._init_main = 0; /* complete() */
     config.site_import = 0;
     config.write_bytecode = 0;
     config.install_signal_handlers = 0;
