@@ -17,9 +17,12 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
+import patterns
+
 TREE = Path(__file__).resolve().parent.parent.parent
-# In place of the standard library's modules of the same names.
+# In place of the standard library's modules of the same names; some fall back on the original, which is original_NAME then.
 LIBRARY = TREE / "cni/static/library"
+FALLBACKS = ("collections", "enum", "functools", "re")
 VERSION = "3.11"
 # The finder can't see these: they are imported by name.
 CODECS = ("aliases", "ascii", "latin_1", "utf_8")
@@ -30,6 +33,8 @@ EXCLUDED = (
     "interceptor.backends.connect iptc logging lzma multiprocessing ntpath optparse pdb psutil py_compile pydoc pyroute2 "
     "statistics tarfile tkinter tracemalloc unittest yaml zipfile"
 ).split()
+# What compiles patterns beside our own modules: an in-process request needs it.
+WITH_PATTERNS = ("json.decoder", "json.encoder", "json.scanner")
 C_FLAGS = ("-Os", "-Wall", "-Wextra", "-Werror", "-ffile-prefix-map=" + str(TREE) + "=.")
 # The linker notes that NSS needs shared libraries: nothing here asks for a user or host name.
 LINK_FLAGS = ("-static", "-Wl,--build-id=none", "-Wl,--gc-sections", "-s")
@@ -95,11 +100,14 @@ def freeze(folder: Path) -> None:
 
     Frozen (Python's word): unmarshalled from where the program was mapped; nothing is looked for and no file is read.
     """
+    files = modules()
+    found = {name: byte_code(name, path) for name, path in files.items()}
+    found["compiled_patterns"] = marshal.dumps(compile(patterns_module(files), "compiled_patterns.py", "exec"))
     code = b""
     rows = []
-    for name, path in sorted(modules().items()):
-        packed = byte_code(name, path)
-        rows.append(f'    {{"{name}", code + {len(code)}, {len(packed)}, {int(path.name == "__init__.py")}, NULL}},\n')
+    for name, packed in sorted(found.items()):
+        is_package = name in files and files[name].name == "__init__.py"
+        rows.append(f'    {{"{name}", code + {len(code)}, {len(packed)}, {int(is_package)}, NULL}},\n')
         code += packed
     (folder / "modules.bin").write_bytes(code)
     (folder / "modules.c").write_text(MODULES_C % "".join(rows))
@@ -107,13 +115,32 @@ def freeze(folder: Path) -> None:
 
 def modules() -> dict[str, Path]:
     """Name -> source of each module that cni.main can come to import, which is not built into the library."""
-    finder = modulefinder.ModuleFinder([str(LIBRARY), str(TREE), sysconfig.get_path("stdlib")], excludes=EXCLUDED)
-    finder.run_script(str(TREE / "cni/main.py"))
-    # vars(): the finder's own modules, whose attributes its stubs don't name. Built-in ones have no file.
+    standard = sysconfig.get_path("stdlib")
+    ours = modulefinder.ModuleFinder([str(LIBRARY), str(TREE), standard], excludes=EXCLUDED)
+    ours.run_script(str(TREE / "cni/main.py"))
+    originals = modulefinder.ModuleFinder([standard], excludes=EXCLUDED)
+    for name in FALLBACKS:
+        originals.import_hook(name)
+    renamed = {
+        f"original_{name}" if name.partition(".")[0] in FALLBACKS else name: path for name, path in sources(originals).items()
+    }
+    codecs = {f"encodings.{name}": Path(standard, "encodings", f"{name}.py") for name in CODECS}
+    return renamed | sources(ours) | codecs | {"cni.main": TREE / "cni/main.py"}
+
+
+def sources(finder: modulefinder.ModuleFinder) -> dict[str, Path]:
+    """Name -> source of what it found. Built-in modules have none."""
+    # vars(): the finder's own modules, whose attributes its stubs don't name.
     files = {name: vars(module)["__file__"] for name, module in finder.modules.items()}
-    found = {name: Path(file) for name, file in files.items() if file and file.endswith(".py") and name != "__main__"}
-    codecs = {f"encodings.{name}": Path(sysconfig.get_path("stdlib"), "encodings", f"{name}.py") for name in CODECS}
-    return found | codecs | {"cni.main": TREE / "cni/main.py"}
+    return {name: Path(file) for name, file in files.items() if file and file.endswith(".py") and name != "__main__"}
+
+
+def patterns_module(files: dict[str, Path]) -> str:
+    """The source of compiled_patterns, of what these modules give to `re`."""
+    sys.path.insert(0, str(TREE))
+    ours = [name for name, path in files.items() if path.is_relative_to(TREE) and not path.is_relative_to(LIBRARY)]
+    written: str = patterns.module({name: files[name] for name in sorted([*ours, *WITH_PATTERNS])})
+    return written
 
 
 def byte_code(name: str, path: Path) -> bytes:

@@ -7,8 +7,8 @@ tests/unit/test_static_library.py holds it against the original for every datacl
 
 from __future__ import annotations
 
+from _operator import attrgetter
 from collections.abc import Callable, Iterator, Mapping
-from operator import attrgetter
 from typing import Any, TypeVar
 
 _Class = TypeVar("_Class", bound=type)
