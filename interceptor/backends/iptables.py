@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
-from interceptor.backends import announced, builtin_chains, cttimeout, process
+from interceptor.backends import announced, builtin_chains, cttimeout, process, xtables_lock
 from interceptor.backends.base import Observed, compare
 from interceptor.errors import BackendError, InterceptorError, Unsupported
 from interceptor.plan.model import TIMEOUTS, Plan, timeout_name
@@ -61,14 +61,20 @@ class Programs:
     def restore(self, family: Family, text: str) -> None:
         """See Tool."""
         argv = [self._program(family, "restore"), "--noflush"]
+        environment = None
         if self.variant == "legacy":
             # libiptc sets the built-in chains' own counters to 0 with every commit, even of an `iptables -N`.
             argv += ["-w", str(LOCK_WAIT_S), "--counters"]
             text = iptables_save.counted(text, self.save(family))
+            environment = xtables_lock.ENVIRONMENT if xtables_lock.is_held_elsewhere() else None
         else:
             text = iptables_save.marked(text, builtin_chains.existing(family))
         process.run_checked(
-            argv, stdin=text, doing=f"loading IP{family.value} rules", timeout_s=LOCK_WAIT_S + process.TIMEOUT_S
+            argv,
+            stdin=text,
+            doing=f"loading IP{family.value} rules",
+            timeout_s=LOCK_WAIT_S + process.TIMEOUT_S,
+            environment=environment,
         )
 
     def tidy(self, family: Family) -> bool:

@@ -14,7 +14,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from interceptor.backends import libiptc_import
+from interceptor.backends import libiptc_import, xtables_lock
 from interceptor.render.iptables import PREFIX
 from interceptor.render.iptables_save import Step, listing, steps
 from interceptor.render.iptables_text import Module, RuleParts, parts, spec
@@ -23,8 +23,6 @@ from interceptor.values import Family, kernel_text
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# python-iptables takes no lock; without it a kube-proxy writing at the same moment would be overwritten silently.
-LOCK = "/run/xtables.lock"  # iptables' XT_LOCK_NAME
 LOCK_WAIT_S = 30.0
 LOCK_POLL_S = 0.05
 EXISTING = {Family.V4: "/proc/thread-self/net/ip_tables_names", Family.V6: "/proc/thread-self/net/ip6_tables_names"}
@@ -56,7 +54,8 @@ def save(family: Family) -> str:
 
 def restore(family: Family, text: str) -> str:
     """What iptables-restore --noflush does with our restore text; one transaction a table."""
-    with open(LOCK, "a", encoding="ascii") as lock:
+    # python-iptables takes no lock; without it somebody writing at the same moment would be overwritten silently.
+    with open(xtables_lock.PATH, "a", encoding="ascii") as lock:
         _wait_for(lock.fileno())
         for name, table_steps in steps(text):
             table = _table(family, name)
@@ -72,11 +71,14 @@ def restore(family: Family, text: str) -> str:
 
 
 def _wait_for(lock: int) -> None:
+    """Take it, or see that who has it does not touch this namespace's tables."""
     deadline = time.monotonic() + LOCK_WAIT_S
     while True:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            if xtables_lock.is_held_elsewhere():
+                return
             if time.monotonic() > deadline:
                 raise
             time.sleep(LOCK_POLL_S)

@@ -35,7 +35,9 @@ def find(program: str) -> str | None:
     return next((path for path in candidates if os.access(path, os.X_OK)), None)
 
 
-def run(argv: Sequence[str], *, stdin: str = "", timeout_s: float = TIMEOUT_S) -> Result:
+def run(
+    argv: Sequence[str], *, stdin: str = "", timeout_s: float = TIMEOUT_S, environment: Mapping[str, str] | None = None
+) -> Result:
     """Run `argv` to its end, whatever its exit status. Raises BackendError when it cannot run or takes too long."""
     import subprocess  # 6 ms, and with nft over netlink seldom needed
 
@@ -51,7 +53,7 @@ def run(argv: Sequence[str], *, stdin: str = "", timeout_s: float = TIMEOUT_S) -
             text=True,
             timeout=timeout_s,
             check=False,
-            env=ENVIRONMENT,
+            env={**ENVIRONMENT, **(environment or {})},
         )
     except subprocess.TimeoutExpired as error:
         raise BackendError(f"{' '.join(argv)}: no answer for {timeout_s:g} s, ended") from error
@@ -60,9 +62,16 @@ def run(argv: Sequence[str], *, stdin: str = "", timeout_s: float = TIMEOUT_S) -
     return Result(done.returncode, done.stdout, done.stderr)
 
 
-def run_checked(argv: Sequence[str], *, stdin: str = "", doing: str, timeout_s: float = TIMEOUT_S) -> str:
+def run_checked(
+    argv: Sequence[str],
+    *,
+    stdin: str = "",
+    doing: str,
+    timeout_s: float = TIMEOUT_S,
+    environment: Mapping[str, str] | None = None,
+) -> str:
     """Run `argv`; its stdout. Raises BackendError or Unsupported, with `doing` and stderr, unless it exits 0."""
-    result = run(argv, stdin=stdin, timeout_s=timeout_s)
+    result = run(argv, stdin=stdin, timeout_s=timeout_s, environment=environment)
     if result.status != 0:
         from interceptor.backends import hints
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import json
 import os
 import random
@@ -210,14 +209,6 @@ def test_100_cycles_leave_nothing_behind(runtime: Pod, tmp_path: Path) -> None:
 @pytest.mark.torture
 def test_1000_cycles_leave_nothing_behind(runtime: Pod, tmp_path: Path) -> None:
     cycles(runtime, tmp_path, 1000)
-
-
-def test_an_add_does_not_wait_for_xtables_lock(runtime: Pod, tmp_path: Path, pod: Pod) -> None:
-    # kube-proxy may hold it for seconds; the lock is the host's, and nft needs none.
-    with agent(runtime, tmp_path) as running, open("/run/xtables.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        assert shim(running, runtime).call("ADD", pod.path).status == 0
-        assert is_captured(pod)
 
 
 def test_health_readiness_and_metrics(runtime: Pod, tmp_path: Path, pod: Pod) -> None:

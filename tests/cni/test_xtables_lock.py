@@ -1,0 +1,104 @@
+"""xtables' lock is the host's: an ADD does not wait for who works on other tables, but for who works on the pod's."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from cni.launcher import launcher
+from interceptor.backends import xtables_lock
+from interceptor.netns import entered
+from interceptor.render.iptables import PREFIX
+from tests.cni.agents import wait_until
+from tests.cni.calling import Binary
+from tests.rig.net import Pod
+
+# A lock of the test's own in place of the host's, which other tests need meanwhile.
+WITH_ITS_OWN = 'touch /run/xtables.lock; mount --bind "$1" /run/xtables.lock; shift; exec "$@"'
+HOLDER = (
+    "import fcntl, sys; lock = open(sys.argv[1]); fcntl.flock(lock, fcntl.LOCK_EX); print('held', flush=True); sys.stdin.read()"
+)
+
+
+@pytest.fixture
+def lock(tmp_path: Path) -> Path:
+    path = tmp_path / "xtables.lock"
+    path.touch()
+    return path
+
+
+@pytest.fixture
+def script(runtime: Pod, lock: Path, tmp_path: Path) -> Binary:
+    path = tmp_path / "interceptor-cni"
+    path.write_text(launcher())
+    path.chmod(0o755)
+    return Binary(("unshare", "-m", "sh", "-ec", WITH_ITS_OWN, "sh", str(lock), str(path)), runtime)
+
+
+@contextmanager
+def held(lock: Path, where: Pod) -> Iterator[subprocess.Popen[bytes]]:
+    """A process in that namespace has the lock until its stdin is closed."""
+    argv = [sys.executable, "-ISc", HOLDER, str(lock)]
+    with entered(where.path):
+        holder = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        yield holder
+    finally:
+        holder.communicate()
+
+
+def opened_by(lock: Path) -> set[int]:
+    """Processes that have the file open."""
+    wanted, found = os.stat(lock), set()
+    for each in Path("/proc").glob("[0-9]*/fd/*"):
+        with suppress(OSError):
+            if os.path.samestat(os.stat(each), wanted):
+                found.add(int(each.parts[2]))
+    return found
+
+
+@pytest.mark.parametrize("backend", ["nft", "iptables-nft", "iptables-legacy", "libiptc"])
+def test_an_add_does_not_wait_for_who_works_on_the_hosts_tables(
+    backend: str, script: Binary, lock: Path, runtime: Pod, pod: Pod
+) -> None:
+    with held(lock, runtime):
+        config = script.config(capture={"backend": backend})
+        done = script.call("ADD", pod.path, config)
+        assert (done.status, done.stderr) == (0, "")
+        assert script.call("CHECK", pod.path, config).status == 0
+
+
+def test_an_add_waits_for_who_works_on_the_pods(script: Binary, lock: Path, pod: Pod) -> None:
+    config = script.config(capture={"backend": "iptables-legacy"})
+    with ThreadPoolExecutor(1) as pool:
+        with held(lock, pod) as holder:
+            adding = pool.submit(script.call, "ADD", pod.path, config)
+            wait_until(lambda: opened_by(lock) - {holder.pid}, lock)
+            assert PREFIX not in pod.run("iptables-legacy-save")
+        assert adding.result().status == 0
+    assert PREFIX in pod.run("iptables-legacy-save")
+
+
+def test_who_has_it_is_told_apart_by_namespace(lock: Path, runtime: Pod, pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(xtables_lock, "PATH", str(lock))
+
+    def asked() -> bool:
+        with entered(pod.path):
+            return xtables_lock.is_held_elsewhere()
+
+    assert not asked()
+    with held(lock, runtime):
+        assert asked()
+    with held(lock, pod):
+        assert not asked()
+    lock.unlink()
+    assert not asked()
