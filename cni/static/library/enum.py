@@ -106,7 +106,9 @@ class IntEnum(int, Enum):
 
     __repr__ = Enum.__repr__
     __str__ = int.__repr__
-    __hash__ = int.__hash__  # type: ignore[assignment]  # the base's is for members of any type
+
+    def __hash__(self) -> int:
+        return int.__hash__(self)
 
 
 def __getattr__(name: str) -> Any:
