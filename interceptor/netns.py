@@ -10,6 +10,7 @@ import fcntl
 import os
 import stat
 import time
+from _thread import _local  # threading.local; importing that module takes 1 ms
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -31,6 +32,20 @@ HOST_ONLY_SYSCTL = "/proc/sys/net/core/netdev_max_backlog"
 NET_SYSCTLS = "/proc/sys/net"
 LOCK_WAIT_S = 20.0
 LOCK_POLL_S = 0.02
+
+
+class _Thread(_local):
+    """Where a thread is: another object for each stay in a namespace."""
+
+    stay: object = None
+
+
+_thread = _Thread()
+
+
+def stay() -> object:
+    """The calling thread's stay in its namespace: a socket that was opened during another one belongs to another namespace."""
+    return _thread.stay
 
 
 def locate(name: str) -> str:
@@ -109,18 +124,9 @@ def entered(path: str | None) -> Iterator[None]:
     if path is None:
         yield
         return
-    back = os.open(CURRENT, os.O_RDONLY | os.O_CLOEXEC)
-    try:
+    with _coming_back():
         enter_for_good(path)
-        try:
-            yield
-        finally:
-            try:
-                _setns(back, CURRENT)
-            except NetnsError:
-                os.abort()
-    finally:
-        os.close(back)
+        yield
 
 
 @contextmanager
@@ -129,18 +135,25 @@ def thrown_away() -> Iterator[None]:
 
     Raises NetnsError where it cannot be made: that needs CAP_SYS_ADMIN. Otherwise as `entered`.
     """
-    back = os.open(CURRENT, os.O_RDONLY | os.O_CLOEXEC)
-    try:
+    with _coming_back():
         _unshare()
-        try:
-            _loopback_up()
-            yield
-        finally:
+        _thread.stay = object()
+        _loopback_up()
+        yield
+
+
+@contextmanager
+def _coming_back() -> Iterator[None]:
+    back, before = os.open(CURRENT, os.O_RDONLY | os.O_CLOEXEC), _thread.stay
+    try:
+        yield
+    finally:
+        if _thread.stay is not before:
             try:
                 _setns(back, CURRENT)
             except NetnsError:
                 os.abort()
-    finally:
+            _thread.stay = before
         os.close(back)
 
 
@@ -165,6 +178,7 @@ def enter_for_good(path: str) -> None:
     descriptor = _open_namespace(path)
     try:
         _setns(descriptor, path)
+        _thread.stay = object()
     finally:
         os.close(descriptor)
 

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
+from interceptor import netns
+
 NETLINK_ROUTE = 0  # linux/netlink.h, to the end of this block
 NETLINK_NETFILTER = 12
 NLM_F_REQUEST = 0x1
@@ -66,6 +68,7 @@ class _Kept:
         self.sockets: dict[int, socket.socket] = {}
         self.dumped: dict[tuple[int, int, bytes], list[bytes]] = {}
         self.sequence = 0
+        self.stay = netns.stay()
 
 
 class _Thread(_local):
@@ -89,7 +92,7 @@ def close_by(close: Callable[[socket.socket], None]) -> None:
 
 @contextmanager
 def kept() -> Iterator[None]:
-    """Within the block the thread stays in one network namespace: sockets are used again, and nothing is listed twice.
+    """Within the block, in the network namespace where it begins, sockets are used again and nothing is listed twice.
 
     What others change meanwhile is not seen; what programs of ours change is to be told by forget().
     """
@@ -103,15 +106,21 @@ def kept() -> Iterator[None]:
             _close(sock)
 
 
+def _session() -> _Kept | None:
+    # In a namespace that was entered within the block nothing is kept: these sockets are another's.
+    session = _thread.kept
+    return session if session is not None and session.stay is netns.stay() else None
+
+
 def forget() -> None:
     """All that was listed may have changed."""
-    session = _thread.kept
+    session = _session()
     if session is not None:
         session.dumped.clear()
 
 
 def _forget(protocol: int, changed: int) -> None:
-    session = _thread.kept
+    session = _session()
     if session is not None:
         for asked in [asked for asked in session.dumped if _concerns(protocol, changed, asked[0], asked[1])]:
             del session.dumped[asked]
@@ -124,7 +133,7 @@ def _concerns(protocol: int, changed: int, listed_by: int, listed: int) -> bool:
 
 def dump(protocol: int, kind: int, payload: bytes) -> list[bytes]:
     """The payloads of all objects that a dump request lists. Raises OSError with the kernel's errno."""
-    session = _thread.kept
+    session = _session()
     if session is None:
         return _dump(protocol, kind, payload)
     asked = (protocol, kind, payload)
@@ -184,7 +193,7 @@ def transaction(protocol: int, sent: Batch) -> None:
 @contextmanager
 def _connected(protocol: int, messages: int) -> Iterator[tuple[socket.socket, int]]:
     """A socket, and the number of the first of so many messages."""
-    session = _thread.kept
+    session = _session()
     if session is None:
         with _opened(protocol) as sock:
             yield sock, 1

@@ -66,3 +66,14 @@ def test_another_run_within_a_run_is_of_its_own_namespace() -> None:
         assert not nft_table.exists()
 
     assert nft_table.exists()
+
+
+def test_another_namespace_is_not_asked_by_sockets_of_the_first() -> None:
+    address.add_inbound_source()
+    with pods(1) as (other,), netns.entered(other.path):
+        assert address.inbound_source_state() == "absent"
+        with netlink.kept():
+            assert address.inbound_source_state() == "absent"
+        with netns.thrown_away():
+            assert address.inbound_source_state() == "absent"
+    assert address.inbound_source_state() == "ours"
