@@ -10,7 +10,13 @@ fi
 wanted='python3 python3-venv nftables iptables iproute2 conntrack curl make procps gcc libc6-dev python3-dev'
 case "${1:-}" in
 '') ;;
---tests) wanted="$wanted clang linux-libc-dev haproxy nginx-light dnsmasq-base kubernetes-client strace" ;;
+--tests)
+    wanted="$wanted clang linux-libc-dev haproxy nginx-light dnsmasq-base kubernetes-client strace"
+    if ! setpriv --reuid 65534 --regid 65534 --clear-groups test -r "$PWD/pyproject.toml"; then
+        echo "setup.sh: the tests run programs of this directory as other users, who can't read $PWD: put it elsewhere, /opt for example" >&2
+        exit 1
+    fi
+    ;;
 *)
     echo "setup.sh: $1: no such option; --tests is the only one" >&2
     exit 2
