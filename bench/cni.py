@@ -10,6 +10,7 @@ each figure beside what is wanted of it. Exit status 3 when one is missed: that 
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import signal
@@ -175,8 +176,8 @@ def memory(host: str, folder: Path) -> float:
 
 
 def percentile_95(values: list[float]) -> float:
-    """The value that 95 of 100 do not exceed."""
-    return sorted(values)[min(len(values) - 1, int(len(values) * 0.95))]
+    """The smallest of the values that 95 of 100 do not exceed (nearest rank)."""
+    return sorted(values)[math.ceil(len(values) * 0.95) - 1]
 
 
 def judge(figures: dict[str, float]) -> bool:

@@ -31,8 +31,10 @@ from cni.kube.pods import Pods
 from cni.pod import Decision
 from cni.protocol import Request
 from cni.repair import EVERY_S, Mode, Repairer
+from interceptor import capture, netns
 from interceptor.backends import netlink
-from interceptor.errors import ConfigError, Problem
+from interceptor.config import Config
+from interceptor.errors import ConfigError, InterceptorError, Problem
 
 UNTAINT_RETRY_S = 5.0
 SWITCH_S = 0.001
@@ -70,6 +72,7 @@ def run(settings: Settings) -> int:
     # A request takes a few milliseconds; by itself (5 ms) Python would let it wait as long for a thread that does not.
     sys.setswitchinterval(SWITCH_S)
     netlink.close_by(_closer())
+    _rehearse()
     metrics = Metrics()
     attachments = _attachments(settings.socket_path)
     with ExitStack() as stack:
@@ -102,6 +105,20 @@ def run(settings: Settings) -> int:
         thread.join()
     log("stopped")
     return 0
+
+
+def _rehearse() -> None:
+    """Do once for nobody what is done for each pod, so that the first is served as fast as the others.
+
+    Modules are loaded, Python's and the kernel's, and what cannot be done on this node is in the log before a pod comes.
+    """
+    try:
+        with netns.thrown_away():
+            capture.enable(Config())
+            capture.check(Config())
+            capture.disable()
+    except InterceptorError as error:
+        log("rehearsal", error=str(error))
 
 
 @dataclass(frozen=True, slots=True)

@@ -211,6 +211,31 @@ def test_1000_cycles_leave_nothing_behind(runtime: Pod, tmp_path: Path) -> None:
     cycles(runtime, tmp_path, 1000)
 
 
+def test_the_first_pod_finds_everything_loaded(runtime: Pod, tmp_path: Path, pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")
+    with agent(runtime, tmp_path) as running:
+        for command in ("ADD", "CHECK", "DEL"):
+            assert shim(running, runtime).call(command, pod.path).status == 0
+        before, _, after = running.log_path.read_text().partition('"event": "ready"')
+    assert "import time:" in before
+    assert "import time:" not in after
+
+
+def test_what_a_node_cannot_do_is_in_the_log_before_a_pod_comes(runtime: Pod, tmp_path: Path) -> None:
+    with agent(runtime, tmp_path) as running:
+        assert "rehearsal" not in [line["event"] for line in running.log()]
+    argv = ["setpriv", "--bounding-set", "-sys_admin", sys.executable, "-m", "interceptor", "cni", "agent", "--http", "off"]
+    with entered(runtime.path), (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen([*argv, "--socket", str(tmp_path / "other" / "cni.sock")], stdout=log, stderr=log)
+    try:
+        lines = wait_until(lambda: [line for line in (tmp_path / "log").read_text().splitlines() if "ready" in line])
+        assert lines
+        assert "needs CAP_SYS_ADMIN" in (tmp_path / "log").read_text()
+    finally:
+        process.terminate()
+        process.wait()
+
+
 def test_health_readiness_and_metrics(runtime: Pod, tmp_path: Path, pod: Pod) -> None:
     with agent(runtime, tmp_path, "--http", "127.0.0.1:15014") as running:
         binary = shim(running, runtime)
