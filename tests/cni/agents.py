@@ -18,7 +18,7 @@ from typing import Any
 from interceptor.netns import entered
 from tests.rig.net import Pod
 
-DEADLINE_S = 30
+DEADLINE_S = 90  # more than repair's RETRY_S: what it found too early it looks at again
 
 
 @dataclass
