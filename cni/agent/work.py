@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 
-from cni import plugin, protocol
+from cni import plugin, protocol, wire
 from cni.agent.attachments import Attachment, Attachments, Key
 from cni.agent.log import log
 from cni.agent.metrics import Metrics
@@ -69,7 +69,7 @@ class Worker:
         if status and result:
             # The runtime, and whoever reads its log, knows the path and not our number for it.
             result = {key: _with_path(value, environment["CNI_NETNS"], given) for key, value in result.items()}
-        return status, to_bytes(result), "".join(f"interceptor-cni: {line}\n" for line in said).encode()
+        return status, to_bytes(result), wire.words("".join(f"interceptor-cni: {line}\n" for line in said))
 
     def _remember(self, received: Received, status: int, decision: Decision | None, network: str) -> None:
         environment = received.environment

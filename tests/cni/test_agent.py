@@ -22,7 +22,7 @@ import pytest
 
 from interceptor.netns import entered
 from tests.cni.agents import Agent, agent, descriptors, resident_bytes, start, wait_until
-from tests.cni.calling import Binary
+from tests.cni.calling import PREVIOUS, Binary
 from tests.cni.conftest import STATIC
 from tests.cni.test_add import is_captured
 from tests.rig.kernel import snapshot
@@ -128,7 +128,12 @@ def test_without_an_agent_an_add_is_to_be_tried_later_and_del_ends_well(runtime:
     assert binary.call("DEL", pod.path).status == 0
     status = binary.call("STATUS", "", binary.config("1.1.0", prevResult=None))
     assert status.code == 50
-    assert binary.call("ADD", pod.path, timeout_s=40).code == TRY_AGAIN_LATER
+    with ThreadPoolExecutor(2) as pool:
+        blocked = pool.submit(binary.call, "ADD", pod.path, timeout_s=40)
+        let_through = pool.submit(binary.call, "ADD", pod.path, binary.config(onFailure="bypass"), timeout_s=40)
+    assert blocked.result().code == TRY_AGAIN_LATER
+    assert let_through.result().object == PREVIOUS
+    assert "NOT captured" in let_through.result().stderr
 
 
 def test_an_add_that_came_too_early_succeeds_once_the_agent_is_there(runtime: Pod, tmp_path: Path, pod: Pod) -> None:
