@@ -60,7 +60,7 @@ class Worker:
         try:
             self._remember(received, status, ops.decision, ops.network)
         except OSError as error:
-            # The pod is as it was asked for; what suffers is repair, after a restart.
+            # The pod is as it was asked for; what suffers is its repair.
             log("not_remembered", container=environment.get("CNI_CONTAINERID", ""), error=str(error))
         code = int(result["code"]) if status and result else 0
         seconds = time.monotonic() - started
@@ -91,16 +91,32 @@ class Worker:
 
     def _forget(self, received: Received) -> None:
         key = _key(received.environment)
-        if "/" not in "".join(key):
+        if "/" in "".join(key):
+            return
+        try:
             self._attachments.forget(key)
+        except OSError as error:
+            # A name too long, or a directory that is read-only now: the pod's rules go all the same.
+            log("not_forgotten", container=key[0], error=str(error))
 
     def _collect(self, stdin: bytes) -> None:
         request = protocol.parse({"CNI_COMMAND": "GC"}, stdin)
         # Both names hold the same list (containernetworking/cni#1101); without either, nothing is said to be gone.
-        valid = request.config.get("cni.dev/valid-attachments", request.config.get("cni.dev/attachments"))
-        if isinstance(valid, list):
-            keys = [(str(each.get("containerID")), str(each.get("ifname"))) for each in valid if isinstance(each, dict)]
-            self._attachments.keep_only(request.config["name"], keys)
+        for name in ("cni.dev/valid-attachments", "cni.dev/attachments"):
+            valid = request.config.get(name)
+            if isinstance(valid, list):
+                keys = [key for each in valid if (key := _listed(each)) is not None]
+                # Nor is it by a list that is not understood.
+                if len(keys) == len(valid):
+                    self._attachments.keep_only(request.config["name"], keys)
+                return
+
+
+def _listed(attachment: object) -> Key | None:
+    if not isinstance(attachment, dict):
+        return None
+    container, ifname = attachment.get("containerID"), attachment.get("ifname")
+    return (container, ifname) if isinstance(container, str) and isinstance(ifname, str) else None
 
 
 def _key(environment: Mapping[str, str]) -> Key:

@@ -6,6 +6,7 @@ import ctypes
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import stat
@@ -22,7 +23,7 @@ import pytest
 
 from interceptor.netns import entered
 from tests.cni.agents import Agent, agent, descriptors, resident_bytes, start, wait_until
-from tests.cni.calling import PREVIOUS, Binary
+from tests.cni.calling import CONTAINER, PREVIOUS, Binary
 from tests.cni.conftest import STATIC
 from tests.cni.test_add import is_captured
 from tests.rig.kernel import snapshot
@@ -214,6 +215,76 @@ def test_100_cycles_leave_nothing_behind(runtime: Pod, tmp_path: Path) -> None:
 @pytest.mark.torture
 def test_1000_cycles_leave_nothing_behind(runtime: Pod, tmp_path: Path) -> None:
     cycles(runtime, tmp_path, 1000)
+
+
+def test_a_socket_that_was_deleted_comes_back(runtime: Pod, tmp_path: Path, pod: Pod) -> None:
+    with agent(runtime, tmp_path) as running:
+        shutil.rmtree(Path(running.socket_path).parent)
+        assert shim(running, runtime).call("ADD", pod.path).status == 0
+        assert len(os.listdir(Path(running.socket_path).parent / "attachments")) == 1
+        assert running.stop() == 0
+
+
+def test_a_directory_that_became_read_only_keeps_neither_del_nor_repair(runtime: Pod, tmp_path: Path, pod: Pod) -> None:
+    before = snapshot(pod)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "none", folder], check=True)
+    try:
+        with agent(runtime, tmp_path) as running, pods(1) as (other,):
+            binary = shim(running, runtime)
+            with pods(1) as (gone,):
+                for each in (pod, other, gone):
+                    assert binary.call("ADD", each.path, CNI_CONTAINERID=each.name).status == 0
+                subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
+            done = binary.call("DEL", pod.path, CNI_CONTAINERID=pod.name)
+            assert (done.status, done.stderr) == (0, "")
+            assert snapshot(pod) == before
+            other.run("nft", "delete", "table", "inet", "interceptor")
+            wait_until(lambda: is_captured(other), other)
+            assert snapshot(pod) == before
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_a_del_of_a_container_with_a_long_name_takes_its_rules_away(runtime: Pod, tmp_path: Path, pod: Pod) -> None:
+    before = snapshot(pod)
+    with agent(runtime, tmp_path) as running:
+        binary = shim(running, runtime)
+        for command in ("ADD", "DEL"):
+            done = binary.call(command, pod.path, CNI_CONTAINERID="x" * 300)
+            assert (done.status, done.stderr) == (0, "")
+    assert snapshot(pod) == before
+
+
+KEPT = {"containerID": CONTAINER, "ifname": "eth0"}
+
+
+@pytest.mark.parametrize(
+    ("given", "stays"),
+    [
+        ({}, True),
+        ({"cni.dev/attachments": None}, True),
+        ({"cni.dev/attachments": {}}, True),
+        ({"cni.dev/attachments": [KEPT]}, True),
+        ({"cni.dev/valid-attachments": [{**KEPT, "more": 1}]}, True),
+        ({"cni.dev/valid-attachments": None, "cni.dev/attachments": []}, False),
+        ({"cni.dev/attachments": ["x"]}, True),
+        ({"cni.dev/attachments": [{"containerID": CONTAINER}]}, True),
+        ({"cni.dev/attachments": []}, False),
+        ({"cni.dev/attachments": [{**KEPT, "ifname": "eth1"}]}, False),
+    ],
+    ids=repr,
+)
+def test_gc_forgets_what_a_list_says_is_gone(
+    runtime: Pod, tmp_path: Path, pod: Pod, given: dict[str, object], stays: bool
+) -> None:
+    with agent(runtime, tmp_path) as running:
+        binary = shim(running, runtime)
+        assert binary.call("ADD", pod.path).status == 0
+        assert binary.call("GC", None, {**binary.config("1.1.0", prevResult=None), **given}).status == 0
+        assert bool(os.listdir(Path(running.socket_path).parent / "attachments")) is stays
+    assert is_captured(pod)
 
 
 def test_health_readiness_and_metrics(runtime: Pod, tmp_path: Path, pod: Pod) -> None:

@@ -459,6 +459,8 @@ def test_kumas_annotations(annotations: dict[str, str], changes: dict[str, str])
             id="vnet",
         ),
         pytest.param(made(PROXY, annotations={"interceptor.io/colour": "red"}), "interceptor.io/colour", id="ours-unknown"),
+        pytest.param(made(PROXY, annotations={"interceptor.io/capture": "no"}), "interceptor.io/capture", id="capture"),
+        pytest.param(made(PROXY, of_namespace={"interceptor.io/capture": "True"}), "interceptor.io/capture", id="of-namespace"),
         pytest.param(made(PROXY, of_namespace={"interceptor.io/dns": "yes"}), "interceptor.io/dns", id="ours-bad"),
     ],
 )
