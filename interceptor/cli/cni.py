@@ -66,7 +66,7 @@ def _entry_options(function: Any) -> Any:
 @_directories
 def install(dry_run: bool, watch: bool, as_json: bool, **given: Any) -> int:
     """Install the plugin: its file, then, once the agent listens, its entry in the conflist. Can be repeated."""
-    node = _node(given)
+    node = _node(given, _contradictions(dry_run, watch))
     if watch:
         return _watch(node)
     return _carry_out(installing.changes_to_install if dry_run else installing.install, node, dry_run, as_json)
@@ -85,7 +85,10 @@ def uninstall(dry_run: bool, as_json: bool, **given: Any) -> int:
 @_directories
 def status(as_json: bool, **given: Any) -> int:
     """Say whether new pods are captured, and if not, why. Exit code 3 when something is amiss."""
-    found = installing.status(Node(given["net_dir"], given["bin_dir"], only=given["conflist"]))
+    try:
+        found = installing.status(Node(given["net_dir"], given["bin_dir"], only=given["conflist"]))
+    except InstallError as error:
+        raise BackendError(str(error)) from error
     if as_json:
         print_json({"conflist": found.conflist, "problems": found.problems})
     elif found.problems:
@@ -123,8 +126,12 @@ def _watch(node: Node) -> int:
     return 0
 
 
-def _node(given: dict[str, Any]) -> Node:
-    problems: list[Problem] = []
+def _contradictions(dry_run: bool, watch: bool) -> list[Problem]:
+    """What is wrong with these two together."""
+    return [Problem("--dry-run", "", "not with --watch, which changes things")] if dry_run and watch else []
+
+
+def _node(given: dict[str, Any], problems: list[Problem]) -> Node:
     entry: dict[str, Any] = {"type": "interceptor-cni", "capabilities": {"dns": True}}
     entry["capture"] = _json_object("--capture", given["capture"] or "{}", problems)
     if given["agent_socket"] is not None:
