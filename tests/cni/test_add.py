@@ -313,6 +313,9 @@ def test_the_static_file_says_that_it_cannot_capture_at_connect(runtime: Pod, po
         done = binary.call(command, pod.path, binary.config(capture=wanted))
         assert done.code == 101
         assert "agentSocket" in done.object["details"]
+    status = binary.call("STATUS", None, binary.config("1.1.0", capture=wanted, prevResult=None))
+    assert status.code == 50
+    assert "agentSocket" in status.object["details"]
     assert snapshot(pod) == before
 
 
