@@ -35,12 +35,14 @@ command.add_command(agent)
 def _directories(function: Any) -> Any:
     for option in (
         click.option("--json", "as_json", is_flag=True, help="Print JSON."),
-        click.option("--conflist", metavar="NAME", help="The file to change. [the first that runtimes load]"),
         click.option("--bin-dir", default=BIN_DIR, metavar="DIR", help=f"Where runtimes look for plugins. [{BIN_DIR}]"),
         click.option("--net-dir", default=NET_DIR, metavar="DIR", help=f"Where runtimes look for conflists. [{NET_DIR}]"),
     ):
         function = option(function)
     return function
+
+
+_conflist = click.option("--conflist", metavar="NAME", help="The file to change. [the first that runtimes load]")
 
 
 def _entry_options(function: Any) -> Any:
@@ -63,6 +65,7 @@ def _entry_options(function: Any) -> Any:
     "--watch", is_flag=True, help="Stay, and put back what others take away. SIGTERM ends it and leaves all in place."
 )
 @_entry_options
+@_conflist
 @_directories
 def install(dry_run: bool, watch: bool, as_json: bool, **given: Any) -> int:
     """Install the plugin: its file, then, once the agent listens, its entry in the conflist. Can be repeated."""
@@ -74,6 +77,7 @@ def install(dry_run: bool, watch: bool, as_json: bool, **given: Any) -> int:
 
 @command.command()
 @click.option("--dry-run", is_flag=True, help="Only show what would be changed.")
+@click.option("--conflist", metavar="NAME", help="Taken, so that install's options can be given; every conflist is looked at.")
 @_directories
 def uninstall(dry_run: bool, as_json: bool, **given: Any) -> int:
     """Take the entry out of every conflist, then remove the plugin's file. The conflist is as it was, byte for byte."""
@@ -82,6 +86,7 @@ def uninstall(dry_run: bool, as_json: bool, **given: Any) -> int:
 
 
 @command.command()
+@click.option("--conflist", metavar="NAME", help="The file to look at. [all]")
 @_directories
 def status(as_json: bool, **given: Any) -> int:
     """Say whether new pods are captured, and if not, why. Exit code 3 when something is amiss."""

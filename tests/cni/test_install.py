@@ -330,6 +330,25 @@ def test_beside_a_writer_that_never_stops_the_file_is_whole_and_the_fight_told(
     assert f'"mtu": {rounds}' in path.read_text()
 
 
+def test_a_directory_that_was_replaced_is_found_again(root: Path) -> None:
+    # inotify watches the old one, and tells nothing of one that is not there: the poll does.
+    stop = threading.Event()
+    thread = threading.Thread(target=keep, args=(make(root), stop, lambda *_: None, 0.05))
+    thread.start()
+    try:
+        path = root / "net.d" / "10-calico.conflist"
+        until(lambda: "interceptor-cni" in path.read_text())
+        (root / "net.d").rename(root / "gone")
+        (root / "new").mkdir()
+        (root / "new" / path.name).write_text(CALICO)
+        (root / "new").rename(root / "net.d")
+        until(lambda: "interceptor-cni" in path.read_text())
+    finally:
+        stop.set()
+        thread.join(DEADLINE_S)
+    assert node.status(make(root)).problems == ()
+
+
 def test_it_ends_and_leaves_everything_in_place(root: Path) -> None:
     argv = [sys.executable, "-m", "interceptor", "cni", "install", "--watch"]
     running = subprocess.Popen([*argv, "--net-dir", str(root / "net.d"), "--bin-dir", str(root / "bin")])
