@@ -449,6 +449,7 @@ def test_kumas_annotations(annotations: dict[str, str], changes: dict[str, str])
         ),
         pytest.param(linkerd({"skip-outbound-ports": "0"}), "skip-outbound-ports", id="linkerd-port"),
         pytest.param(linkerd({"proxy-uid": "linkerd"}), "proxy-uid", id="linkerd-uid"),
+        pytest.param(kuma(**{KUMA + "drop-invalid-packets": "maybe"}), "drop-invalid-packets", id="kuma-switch"),
         pytest.param(kuma(**{KUMA + "transparent-proxy-config": "- x"}), "mapping", id="kuma-list"),
         pytest.param(kuma(**{KUMA + "transparent-proxy-config": "a: ["}), "not YAML", id="kuma-yaml"),
         pytest.param(kuma(**{KUMA + "transparent-proxy-config": "a: &a [*a]"}), "aliases", id="kuma-alias"),
