@@ -59,8 +59,9 @@ def plain_agent_socket(stdin: bytes) -> str | None:
     outside = b"".join(before.split(b'"')[::2])
     after = after.lstrip()
     value = after[1:].lstrip()
-    if outside.count(b"{") - outside.count(b"}") == 1 and after.startswith(b":") and value.startswith(b'"/'):
-        return value[1:].partition(b'"')[0].decode("utf-8", "surrogateescape")
+    path, quote, _ = value[1:].partition(b'"')
+    if outside.count(b"{") - outside.count(b"}") == 1 and after.startswith(b":") and value.startswith(b'"/') and quote:
+        return path.decode("utf-8", "surrogateescape")
     return None
 
 
