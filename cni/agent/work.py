@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from cni import plugin, protocol, wire
-from cni.agent.attachments import Attachment, Attachments, Key
+from cni.agent.attachments import Attachment, Attachments, Key, State
 from cni.agent.log import log
 from cni.agent.metrics import Metrics
 from cni.agent.server import Answer, Received
 from cni.entry import Entry
 from cni.ops import InProcess
 from cni.output import to_bytes
-from cni.pod import Decision, Skip
+from cni.pod import Capture, Decision
 from cni.protocol import Request
 
 Decide = Callable[[Request, Entry], Decision]
@@ -27,12 +27,20 @@ class AgentOps(InProcess):
         self._decide = decide
         self.decision: Decision | None = None
         self.network = ""
+        self.state: State = "skipped"
 
     def decide(self, request: Request, entry: Entry) -> Decision:
         """See Ops."""
         self.network = request.config["name"]
         self.decision = self._decide(request, entry)
         return self.decision
+
+    def enable(self, request: Request, wanted: Capture) -> Iterable[str]:
+        """See Ops."""
+        self.state = "drifted"  # where it fails, and the entry lets the pod start: repair will try again
+        warnings = super().enable(request, wanted)
+        self.state = "captured"
+        return warnings
 
 
 class Worker:
@@ -58,7 +66,7 @@ class Worker:
         ops = AgentOps(self._decide)
         status, result = plugin.process(environment, received.stdin, ops, said.append)
         try:
-            self._remember(received, status, ops.decision, ops.network)
+            self._remember(received, status, ops)
         except OSError as error:
             # The pod is as it was asked for; what suffers is its repair.
             log("not_remembered", container=environment.get("CNI_CONTAINERID", ""), error=str(error))
@@ -71,21 +79,21 @@ class Worker:
             result = {key: _with_path(value, environment["CNI_NETNS"], given) for key, value in result.items()}
         return status, to_bytes(result), wire.words("".join(f"interceptor-cni: {line}\n" for line in said))
 
-    def _remember(self, received: Received, status: int, decision: Decision | None, network: str) -> None:
+    def _remember(self, received: Received, status: int, ops: AgentOps) -> None:
         environment = received.environment
         match environment.get("CNI_COMMAND"):
-            case "ADD" if status == 0 and received.netns >= 0 and decision is not None:
+            case "ADD" if status == 0 and received.netns >= 0 and ops.decision is not None:
                 found = os.fstat(received.netns)
                 attachment = Attachment(
                     _key(environment),
                     environment.get("CNI_NETNS", ""),
                     (found.st_dev, found.st_ino),
                     received.netns,
-                    "skipped" if isinstance(decision, Skip) else "captured",
+                    ops.state,
                     pod_name(environment),
-                    network,
+                    ops.network,
                 )
-                self._attachments.put(attachment, decision)
+                self._attachments.put(attachment, ops.decision)
             case "GC" if status == 0:
                 self._collect(received.stdin)
 

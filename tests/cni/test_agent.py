@@ -305,6 +305,16 @@ def test_health_readiness_and_metrics(runtime: Pod, tmp_path: Path, pod: Pod) ->
         assert 'interceptor_cni_pods{state="captured"} 0' in lines
 
 
+def test_a_pod_that_was_let_through_uncaptured_is_not_counted_as_captured(runtime: Pod, tmp_path: Path, pod: Pod) -> None:
+    with agent(runtime, tmp_path, "--http", "127.0.0.1:15014", "--repair", "off") as running:
+        binary = shim(running, runtime)
+        impossible = binary.config(capture={"backend": "nft", "proxy_cgroup": "no/such/cgroup"}, onFailure="bypass")
+        assert binary.call("ADD", pod.path, impossible).status == 0
+        lines = fetch(runtime, "http://127.0.0.1:15014/metrics")[1].splitlines()
+        assert 'interceptor_cni_pods{state="captured"} 0' in lines
+        assert 'interceptor_cni_pods{state="drifted"} 1' in lines
+
+
 def test_each_request_is_one_line_of_json(runtime: Pod, tmp_path: Path, pod: Pod) -> None:
     with agent(runtime, tmp_path) as running:
         binary = shim(running, runtime)
