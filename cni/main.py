@@ -59,8 +59,9 @@ def plain_agent_socket(stdin: bytes) -> str | None:
     outside = b"".join(before.split(b'"')[::2])
     after = after.lstrip()
     value = after[1:].lstrip()
-    if outside.count(b"{") - outside.count(b"}") == 1 and after.startswith(b":") and value.startswith(b'"/'):
-        return value[1:].partition(b'"')[0].decode("utf-8", "surrogateescape")
+    path, quote, _ = value[1:].partition(b'"')
+    if outside.count(b"{") - outside.count(b"}") == 1 and after.startswith(b":") and value.startswith(b'"/') and quote:
+        return path.decode("utf-8", "surrogateescape")
     return None
 
 
@@ -83,13 +84,14 @@ def _in_process(environment: Mapping[str, str], stdin: bytes) -> tuple[int, byte
     from cni.deadline import within
     from cni.ops import InProcess
     from cni.output import to_bytes
+    from cni.wire import words
 
     said: list[str] = []
-    command = environment.get("CNI_COMMAND", "")
+    seconds = DEADLINE_S.get(environment.get("CNI_COMMAND", ""))
     status, result = within(
-        DEADLINE_S.get(command), lambda: plugin.process(environment, stdin, InProcess(), said.append), command, stdin
+        seconds, lambda: plugin.process(environment, stdin, InProcess(), said.append), environment, stdin, said.append
     )
-    return status, to_bytes(result), "".join(f"interceptor-cni: {line}\n" for line in said).encode()
+    return status, to_bytes(result), words("".join(f"interceptor-cni: {line}\n" for line in said))
 
 
 def _text(given: bytes) -> str:
@@ -98,18 +100,37 @@ def _text(given: bytes) -> str:
 
 
 def _read_all(descriptor: int) -> bytes:
-    parts = []
-    while part := posix.read(descriptor, CHUNK):
+    parts: list[bytes] = []
+    while True:
+        try:
+            part = posix.read(descriptor, CHUNK)
+        except BlockingIOError:
+            _wait_for(descriptor)
+            continue
+        except OSError:
+            # A directory, say. That it is no JSON is told below; and Python does not start with it.
+            posix.dup2(posix.open("/dev/null", posix.O_RDWR), descriptor)
+            part = b""
+        if not part:
+            return b"".join(parts)
         parts.append(part)
-    return b"".join(parts)
 
 
 def _write(descriptor: int, text: bytes) -> None:
     while text:
         try:
             text = text[posix.write(descriptor, text) :]
+        except BlockingIOError:
+            _wait_for(descriptor, writing=True)
         except OSError:
             return  # nobody listens
+
+
+def _wait_for(descriptor: int, *, writing: bool = False) -> None:
+    # A runtime may have left its end's O_NONBLOCK on ours: half an answer would be none.
+    import select
+
+    select.select([] if writing else [descriptor], [descriptor] if writing else [], [])
 
 
 def _open_standard_descriptors() -> None:

@@ -43,6 +43,21 @@ def process(environment: Mapping[str, str], stdin: bytes, ops: Ops, say: Callabl
         return FAILURE, unexpected.to_json(protocol.error_version(stdin))
 
 
+def not_done(environment: Mapping[str, str], stdin: bytes, error: CniError, say: Callable[[str], None]) -> Result:
+    """The answer to a request that nobody could carry out: `error`, but for an ADD whose entry lets such pods through."""
+    from cni import entry
+
+    try:
+        if protocol.command_of(environment) == "ADD":
+            request = protocol.parse(environment, stdin)
+            result = protocol.passed_on(request)
+            _let_through(request, entry.read(request.config), error, say)
+            return 0, result
+    except CniError as found:
+        error = found
+    return FAILURE, error.to_json(protocol.error_version(stdin))
+
+
 def _answer(environment: Mapping[str, str], stdin: bytes, ops: Ops, say: Callable[[str], None]) -> JsonObject | None:
     if protocol.command_of(environment) == "VERSION":
         return protocol.versions()
@@ -72,10 +87,15 @@ def _add(request: Request, ops: Ops, say: Callable[[str], None]) -> JsonObject:
     try:
         _as_cni(_capture, request, configured, ops, say)
     except CniError as error:
-        if configured.on_failure == "block" or error.code == protocol.INVALID_NETNS:
-            raise
-        say(f"{_name(request)}: NOT captured, since onFailure is bypass: {error}")
+        _let_through(request, configured, error, say)
     return result
+
+
+def _let_through(request: Request, configured: Entry, error: CniError, say: Callable[[str], None]) -> None:
+    """Raises `error`, where the entry does not say that such a pod starts all the same."""
+    if configured.on_failure == "block" or error.code == protocol.INVALID_NETNS:
+        raise error
+    say(f"{_name(request)}: NOT captured, since onFailure is bypass: {error}")
 
 
 def _capture(request: Request, configured: Entry, ops: Ops, say: Callable[[str], None]) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from interceptor import sources
 from interceptor.config import Config, Names
+from interceptor.errors import ConfigError, Problem
 from interceptor.sources import Layer
 
 if TYPE_CHECKING:
@@ -85,8 +86,11 @@ def of_pod(request: Request, entry: Entry, known: Cluster, pod: PodView) -> Deci
     for place, text in (("pod", pod.annotations.get(CAPTURE)), ("namespace", pod.namespace_annotations.get(CAPTURE))):
         if text == "true":
             break
-        if text is not None:
+        if text == "false":
             return Skip(f"the {place}'s annotation {CAPTURE} is {text}")
+        if text is not None:
+            # A slip must not let a pod go uncaptured.
+            raise ConfigError([Problem(f"the {place}'s annotation {CAPTURE}", text, "true or false")])
     for name, mesh in _meshes(known).items():
         if mesh.applies(pod):
             meant = mesh.read(pod)

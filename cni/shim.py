@@ -36,7 +36,7 @@ def call(environment: Mapping[str, str], stdin: bytes, path: str, complete: Call
     answer = _asked(environment, stdin, path)
     if isinstance(answer, Refusal):
         complete()
-        return answer.outcome(stdin)
+        return answer.outcome(environment, stdin)
     return answer
 
 
@@ -48,12 +48,16 @@ class Refusal:
     def __init__(self, code: int, msg: str, details: str = "") -> None:
         self.code, self.msg, self.details = code, msg, details
 
-    def outcome(self, stdin: bytes) -> Outcome:
+    def outcome(self, environment: Mapping[str, str], stdin: bytes) -> Outcome:
         """As this request's answer."""
+        from cni import plugin
         from cni.output import to_bytes
-        from cni.protocol import CniError, error_version
+        from cni.protocol import CniError
 
-        return 1, to_bytes(CniError(self.code, self.msg, self.details).to_json(error_version(stdin))), b""
+        said: list[str] = []
+        error = CniError(self.code, self.msg, self.details)
+        status, result = plugin.not_done(environment, stdin, error, said.append)
+        return status, to_bytes(result), wire.words("".join(f"interceptor-cni: {line}\n" for line in said))
 
 
 def _asked(environment: Mapping[str, str], stdin: bytes, path: str) -> Outcome | Refusal:
@@ -78,7 +82,7 @@ def _ask(command: str, message: bytes, path: str, namespace: int | None, deadlin
     while True:
         try:
             return _exchange(path, message, namespace, deadline)
-        except (OSError, wire.WireError) as error:
+        except (OSError, ValueError, wire.WireError) as error:  # ValueError: a path that no file can have
             trouble = f"{path}: {error.strerror or error}" if isinstance(error, OSError) else f"{path}: {error}"
         # Each command may be carried out twice: an agent that died in the middle is asked again when it is back.
         if command == "STATUS" or time.monotonic() + pause >= deadline:
@@ -138,7 +142,7 @@ def _open_netns(command: str, environment: Mapping[str, str]) -> tuple[int | Non
     if is_own and environment.get("CNI_NETNS_OVERRIDE", "").lower() not in ("1", "true"):
         posix.close(descriptor)
         if command == "DEL":
-            return None, (0, b"", f"CNI_NETNS {path} is the runtime's own network namespace: left as it is\n".encode())
+            return None, (0, b"", wire.words(f"CNI_NETNS {path} is the runtime's own network namespace: left as it is\n"))
         return None, Refusal(SELF_NETNS, f"CNI_NETNS {path} is the network namespace of the runtime itself")
     return descriptor, None
 
@@ -151,6 +155,6 @@ def _own() -> tuple[int, int]:
 def _without_agent(command: str, trouble: str) -> Outcome | Refusal:
     if command in ("DEL", "GC"):
         # All that there is to take away is in the pod's own namespace, and goes with it.
-        return 0, b"", f"interceptor-cni: {command} without the node agent: {trouble}\n".encode()
+        return 0, b"", wire.words(f"interceptor-cni: {command} without the node agent: {trouble}\n")
     code = NOT_AVAILABLE if command == "STATUS" else TRY_AGAIN_LATER
     return Refusal(code, "the interceptor node agent cannot be reached", trouble)

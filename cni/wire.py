@@ -51,6 +51,11 @@ def read_request(head: bytes, rest: bytes) -> tuple[dict[str, str], bytes]:
     return {name: value for name, _, value in variables}, rest[length:]
 
 
+def words(text: str) -> bytes:
+    """`text` for stderr, as bytes: whatever a path or an argument holds that is no UTF-8, this succeeds."""
+    return text.encode("utf-8", "backslashreplace")
+
+
 def answer(status: int, stdout: bytes, stderr: bytes) -> bytes:
     """The agent's answer."""
     lengths = (status, len(stdout), len(stderr))

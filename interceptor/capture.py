@@ -82,7 +82,9 @@ def prepare(config: Config, *, netns: str | None = None, resolvers: Sequence[str
 
 
 def usable(config: Config) -> str:
-    """The backend that enable() would use, judged by what is installed here. Raises ConfigError, BackendError."""
+    """The backend that enable() would use, judged by what is installed here. Raises ConfigError, Unsupported, BackendError."""
+    if config.outbound == "connect":
+        at_connect.require()
     return detect.choose(config.backend, detect.Missing(config.backend), needs_nft=config.proxy_cgroup is not None).name
 
 

@@ -7,6 +7,7 @@ cannot see the path it keeps the descriptor that came with the ADD, which keeps 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import threading
@@ -56,7 +57,13 @@ class Attachments:
         self._folder = folder
         self._lock = threading.Lock()
         self._known: dict[Key, Attachment] = {}
-        os.makedirs(folder, mode=0o700, exist_ok=True)
+        # Forgotten, and their files could not be removed.
+        self._gone: set[str] = set()
+        self.make_folder()
+
+    def make_folder(self) -> None:
+        """Make the directory, if it is not there."""
+        os.makedirs(self._folder, mode=0o700, exist_ok=True)
 
     def put(self, attachment: Attachment, decision: Decision) -> None:
         """Remember an ADD that succeeded. `attachment.descriptor` is duplicated where the path does not lead there."""
@@ -81,13 +88,16 @@ class Attachments:
         with self._lock:
             self._release(self._known.get(key))
             self._known[key] = attachment
+            self._gone.discard(_name(key))
             _write(self._file(key), json.dumps(document).encode())
 
     def forget(self, key: Key) -> None:
         """A DEL, whatever became of it."""
         with self._lock:
             self._release(self._known.pop(key, None))
+            self._gone.add(_name(key))
             self._remove_file(key)
+            self._gone.discard(_name(key))
 
     def keep_only(self, network: str, valid: Iterable[Key]) -> None:
         """A GC: of `network`, only these are still there."""
@@ -106,7 +116,8 @@ class Attachments:
         alive = []
         for attachment in known:
             if attachment.way is None:
-                self.forget(attachment.key)
+                with suppress(OSError):  # a directory that is read-only now
+                    self.forget(attachment.key)
             else:
                 alive.append(attachment)
         return alive
@@ -126,7 +137,10 @@ class Attachments:
         return Capture(config, None if resolvers is None else tuple(resolvers))
 
     def _read_again(self) -> list[Attachment]:
-        there = {name for name in os.listdir(self._folder) if not name.endswith(NEW)}
+        try:
+            there = {name for name in os.listdir(self._folder) if not name.endswith(NEW)} - self._gone
+        except FileNotFoundError:
+            there = set()  # somebody has removed it
         for key in [key for key in self._known if _name(key) not in there]:
             self._release(self._known.pop(key))
         for name in there - {_name(key) for key in self._known}:
@@ -183,7 +197,8 @@ def _write(path: str, text: bytes) -> None:
     made = path + NEW
     descriptor = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
-        os.write(descriptor, text)
+        if os.write(descriptor, text) < len(text):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
     finally:
         os.close(descriptor)
     os.rename(made, path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import resource
+import select
 import signal
 import socket
 import sys
@@ -36,6 +37,8 @@ from interceptor.backends import netlink
 from interceptor.config import Config
 from interceptor.errors import ConfigError, InterceptorError, Problem
 
+# How long a socket that was deleted stays away.
+LOOK_S = 2.0
 UNTAINT_RETRY_S = 5.0
 SWITCH_S = 0.001
 
@@ -84,10 +87,7 @@ def run(settings: Settings) -> int:
         if settings.http is not None:
             admin.serve(_http_listener(*settings.http))
             stack.callback(admin.close)
-        listening = server.listen(settings.socket_path)
-        serving = server.Server(listening, worker.answer, _refused(metrics))
-        thread = threading.Thread(target=serving.run, name="accept", daemon=True)
-        thread.start()
+        serving = _Serving(settings.socket_path, worker, metrics)
         admin.ready = True
         if settings.repair != "off":
             node = cluster.node if cluster is not None else None
@@ -98,11 +98,16 @@ def run(settings: Settings) -> int:
         log("ready", socket=settings.socket_path, http=settings.http, attachments=len(attachments.all()))
         if cluster is not None and settings.kubernetes is not None and settings.kubernetes.untaint:
             threading.Thread(target=cluster.untaint, name="untaint", daemon=True).start()
-        os.read(stopped, 1)
+        while not select.select([stopped], [], [], LOOK_S)[0]:
+            if not os.path.lexists(settings.socket_path):
+                # Somebody has cleaned up there: no shim reaches us any more.
+                log("socket_gone", socket=settings.socket_path)
+                attachments.make_folder()
+                serving.stop()
+                serving = _Serving(settings.socket_path, worker, metrics)
         admin.ready = False
         log("stopping")
         serving.stop()
-        thread.join()
     log("stopped")
     return 0
 
@@ -119,6 +124,20 @@ def _rehearse() -> None:
             capture.disable()
     except InterceptorError as error:
         log("rehearsal", error=str(error))
+
+
+class _Serving:
+    """A socket at `path`, and the threads that answer there."""
+
+    def __init__(self, path: str, worker: Worker, metrics: Metrics) -> None:
+        self._server = server.Server(server.listen(path), worker.answer, _refused(metrics))
+        self._thread = threading.Thread(target=self._server.run, name="accept", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Accept no more, and wait for what was accepted."""
+        self._server.stop()
+        self._thread.join()
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
-from cni import plugin, protocol
-from cni.agent.attachments import Attachment, Attachments, Key
+from cni import plugin, protocol, wire
+from cni.agent.attachments import Attachment, Attachments, Key, State
 from cni.agent.log import log
 from cni.agent.metrics import Metrics
 from cni.agent.server import Answer, Received
 from cni.entry import Entry
 from cni.ops import InProcess
 from cni.output import to_bytes
-from cni.pod import Decision, Skip
+from cni.pod import Capture, Decision
 from cni.protocol import Request
 
 Decide = Callable[[Request, Entry], Decision]
@@ -27,12 +27,20 @@ class AgentOps(InProcess):
         self._decide = decide
         self.decision: Decision | None = None
         self.network = ""
+        self.state: State = "skipped"
 
     def decide(self, request: Request, entry: Entry) -> Decision:
         """See Ops."""
         self.network = request.config["name"]
         self.decision = self._decide(request, entry)
         return self.decision
+
+    def enable(self, request: Request, wanted: Capture) -> Iterable[str]:
+        """See Ops."""
+        self.state = "drifted"  # where it fails, and the entry lets the pod start: repair will try again
+        warnings = super().enable(request, wanted)
+        self.state = "captured"
+        return warnings
 
 
 class Worker:
@@ -58,9 +66,9 @@ class Worker:
         ops = AgentOps(self._decide)
         status, result = plugin.process(environment, received.stdin, ops, said.append)
         try:
-            self._remember(received, status, ops.decision, ops.network)
+            self._remember(received, status, ops)
         except OSError as error:
-            # The pod is as it was asked for; what suffers is repair, after a restart.
+            # The pod is as it was asked for; what suffers is its repair.
             log("not_remembered", container=environment.get("CNI_CONTAINERID", ""), error=str(error))
         code = int(result["code"]) if status and result else 0
         seconds = time.monotonic() - started
@@ -69,38 +77,54 @@ class Worker:
         if status and result:
             # The runtime, and whoever reads its log, knows the path and not our number for it.
             result = {key: _with_path(value, environment["CNI_NETNS"], given) for key, value in result.items()}
-        return status, to_bytes(result), "".join(f"interceptor-cni: {line}\n" for line in said).encode()
+        return status, to_bytes(result), wire.words("".join(f"interceptor-cni: {line}\n" for line in said))
 
-    def _remember(self, received: Received, status: int, decision: Decision | None, network: str) -> None:
+    def _remember(self, received: Received, status: int, ops: AgentOps) -> None:
         environment = received.environment
         match environment.get("CNI_COMMAND"):
-            case "ADD" if status == 0 and received.netns >= 0 and decision is not None:
+            case "ADD" if status == 0 and received.netns >= 0 and ops.decision is not None:
                 found = os.fstat(received.netns)
                 attachment = Attachment(
                     _key(environment),
                     environment.get("CNI_NETNS", ""),
                     (found.st_dev, found.st_ino),
                     received.netns,
-                    "skipped" if isinstance(decision, Skip) else "captured",
+                    ops.state,
                     pod_name(environment),
-                    network,
+                    ops.network,
                 )
-                self._attachments.put(attachment, decision)
+                self._attachments.put(attachment, ops.decision)
             case "GC" if status == 0:
                 self._collect(received.stdin)
 
     def _forget(self, received: Received) -> None:
         key = _key(received.environment)
-        if "/" not in "".join(key):
+        if "/" in "".join(key):
+            return
+        try:
             self._attachments.forget(key)
+        except OSError as error:
+            # A name too long, or a directory that is read-only now: the pod's rules go all the same.
+            log("not_forgotten", container=key[0], error=str(error))
 
     def _collect(self, stdin: bytes) -> None:
         request = protocol.parse({"CNI_COMMAND": "GC"}, stdin)
         # Both names hold the same list (containernetworking/cni#1101); without either, nothing is said to be gone.
-        valid = request.config.get("cni.dev/valid-attachments", request.config.get("cni.dev/attachments"))
-        if isinstance(valid, list):
-            keys = [(str(each.get("containerID")), str(each.get("ifname"))) for each in valid if isinstance(each, dict)]
-            self._attachments.keep_only(request.config["name"], keys)
+        for name in ("cni.dev/valid-attachments", "cni.dev/attachments"):
+            valid = request.config.get(name)
+            if isinstance(valid, list):
+                keys = [key for each in valid if (key := _listed(each)) is not None]
+                # Nor is it by a list that is not understood.
+                if len(keys) == len(valid):
+                    self._attachments.keep_only(request.config["name"], keys)
+                return
+
+
+def _listed(attachment: object) -> Key | None:
+    if not isinstance(attachment, dict):
+        return None
+    container, ifname = attachment.get("containerID"), attachment.get("ifname")
+    return (container, ifname) if isinstance(container, str) and isinstance(ifname, str) else None
 
 
 def _key(environment: Mapping[str, str]) -> Key:

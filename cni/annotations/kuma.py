@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cni.annotations import kuma_config
-from cni.annotations.view import Container, Meant, Options, PodView, is_true
+from cni.annotations.view import Container, Meant, Options, PodView, is_false, is_true
 
 PROXY = "kuma-sidecar"
 INIT = "kuma-init"
@@ -75,8 +75,12 @@ def _annotations(options: Options, pod: PodView) -> None:
         if name in found:
             options.put(option, found[name], name)
     for name, option in SWITCHES.items():
-        if name in found:
+        if name not in found:
+            continue
+        if _is_on(found[name]) or found[name] in OFF or is_false(found[name]):
             options.put(option, "true" if _is_on(found[name]) else "false", name)
+        else:
+            options.refuse(name, found[name], "enabled or disabled")
     if UID in found:
         options.put("proxy_uid", found[UID], UID)
     if _is_on(found.get(KUMA + "builtin-dns")):

@@ -34,10 +34,7 @@ def validate(text: str) -> dict[str, Any]:
 
     Raises ConflistError.
     """
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ConflistError(f"not JSON: {error}") from error
+    found = _loaded(text)
     if not isinstance(found, dict) or not isinstance(found.get("name"), str) or not found["name"]:
         raise ConflistError("not a JSON object with a name")
     plugins = found.get("plugins")
@@ -93,10 +90,7 @@ def as_list(text: str, entry: dict[str, Any], origin: str) -> str:
 
     `origin` names the file it was made from, for who finds it.
     """
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ConflistError(f"not JSON: {error}") from error
+    found = _loaded(text)
     if not isinstance(found, dict) or not isinstance(found.get("type"), str) or not found["type"]:
         raise ConflistError("not a JSON object with a type")
     if not isinstance(found.get("name"), str) or not found["name"]:
@@ -108,6 +102,18 @@ def as_list(text: str, entry: dict[str, Any], origin: str) -> str:
 
 
 ORIGIN_KEY = "interceptor.io/made-from"
+
+
+def _loaded(text: str) -> Any:
+    try:
+        return json.loads(text, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise ConflistError(f"not JSON: {error}") from error
+
+
+def _no_constant(name: str) -> None:
+    # Python's own invention; runtimes, which are written in Go, take such a file for broken.
+    raise ValueError(f"{name} is no number")
 
 
 def _plugins(text: str) -> Iterator[_Member]:

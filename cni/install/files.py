@@ -41,13 +41,7 @@ def find_loaded(folder: str, only: str | None = None) -> Loaded | None:
 
     `only` is the file to take whatever else is there. Raises InstallError when the folder cannot be read.
     """
-    try:
-        names = sorted(os.listdir(folder))
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise InstallError(f"{folder}: {error.strerror}") from error
-    for name in names:
+    for name in names(folder):
         is_list = name.endswith(LIST_SUFFIX)
         if name == OWN_LIST or (only is not None and name != only) or not (is_list or name.endswith(SINGLE_SUFFIXES)):
             continue
@@ -59,6 +53,16 @@ def find_loaded(folder: str, only: str | None = None) -> Loaded | None:
                 conflist.as_list(text, {"type": conflist.TYPE}, name)
             return Loaded(name, text, is_list)
     return None
+
+
+def names(folder: str) -> list[str]:
+    """The names in `folder`, in the order in which runtimes look; none where there is no folder. Raises InstallError."""
+    try:
+        return sorted(os.listdir(folder))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise InstallError(f"{folder}: {error.strerror}") from error
 
 
 def read(path: str) -> str:
@@ -89,6 +93,7 @@ def replace(path: str, expected: bytes, content: bytes) -> bool:
     The old file comes out by the same step that puts the new one in (RENAME_EXCHANGE, renameat2(2)): what another program wrote
     since we read it is seen, and goes back.
     """
+    path = os.path.realpath(path)  # a link stays one
     new = _temporary(path)
     try:
         _prepare(path, new, content, None)

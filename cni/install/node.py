@@ -138,7 +138,10 @@ def uninstall(node: Node) -> list[Change]:
 
 
 def status(node: Node) -> Status:
-    """How the node stands, reading only. An empty `node.entry` or `node.binary` means: any of ours will do."""
+    """How the node stands, reading only. An empty `node.entry` or `node.binary` means: any of ours will do.
+
+    Raises InstallError where it cannot be looked at.
+    """
     found = _file_with_entry(node)
     problems = list(_binary_problems(node))
     if found is None:
@@ -150,7 +153,7 @@ def status(node: Node) -> Status:
     if not is_last:
         problems.append(f"{name}: another plugin stands behind our entry")
     loaded = files.find_loaded(node.net_dir, node.only)
-    if name != files.OWN_LIST and (loaded is None or loaded.name != name):
+    if _goes_before_ours(loaded) if name == files.OWN_LIST else loaded is None or loaded.name != name:
         problems.append(f"{name}: runtimes load {loaded.name if loaded else 'nothing'} instead")
     path = entry.get("agentSocket")
     if isinstance(path, str) and not _is_live(path):
@@ -179,6 +182,9 @@ def _list_changes(node: Node) -> list[Change]:
         where = node.net_dir if node.only is None else os.path.join(node.net_dir, node.only)
         raise InstallError(f"{where}: no valid network configuration; the primary plugin's comes first")
     if not loaded.is_list:
+        if _goes_before_ours(loaded):
+            expected = f"rename it, since runtimes would go on loading it before {files.OWN_LIST}"
+            raise InstallError(f"{os.path.join(node.net_dir, loaded.name)}: {expected}")
         # Never in place: a runtime takes it for a list only under another name, and its owner would not find it again.
         return [Change(own, _content(own), conflist.as_list(loaded.text, node.entry, loaded.name).encode())]
     path = os.path.join(node.net_dir, loaded.name)
@@ -187,30 +193,32 @@ def _list_changes(node: Node) -> list[Change]:
     return [edited, Change(own, _content(own), None)]
 
 
+def _goes_before_ours(loaded: files.Loaded | None) -> bool:
+    return loaded is not None and loaded.name < files.OWN_LIST
+
+
 def _changes_without_entry(node: Node) -> list[Change]:
     changes = []
-    with suppress(FileNotFoundError):
-        for name in sorted(os.listdir(node.net_dir)):
-            path = os.path.join(node.net_dir, name)
-            if name == files.OWN_LIST:
-                changes.append(Change(path, _content(path), None))
-            elif name.endswith(files.LIST_SUFFIX):
-                with suppress(OSError, conflist.ConflistError):
-                    text = files.read(path)
-                    changes.append(Change(path, text.encode(), conflist.without_entry(text).encode()))
+    for name in files.names(node.net_dir):
+        path = os.path.join(node.net_dir, name)
+        if name == files.OWN_LIST:
+            changes.append(Change(path, _content(path), None))
+        elif name.endswith(files.LIST_SUFFIX):
+            with suppress(OSError, conflist.ConflistError):
+                text = files.read(path)
+                changes.append(Change(path, text.encode(), conflist.without_entry(text).encode()))
     return changes
 
 
 def _file_with_entry(node: Node) -> tuple[str, dict[str, Any], bool] | None:
-    with suppress(FileNotFoundError):
-        for name in sorted(os.listdir(node.net_dir)):
-            if not name.endswith(files.LIST_SUFFIX) or node.only not in (None, name):
-                continue
-            with suppress(OSError, conflist.ConflistError):
-                plugins = conflist.validate(files.read(os.path.join(node.net_dir, name)))["plugins"]
-                ours = [plugin for plugin in plugins if plugin["type"] == conflist.TYPE]
-                if ours:
-                    return name, ours[0], plugins[-1] is ours[-1]
+    for name in files.names(node.net_dir):
+        if not name.endswith(files.LIST_SUFFIX) or node.only not in (None, name):
+            continue
+        with suppress(OSError, conflist.ConflistError):
+            plugins = conflist.validate(files.read(os.path.join(node.net_dir, name)))["plugins"]
+            ours = [plugin for plugin in plugins if plugin["type"] == conflist.TYPE]
+            if ours:
+                return name, ours[0], plugins[-1] is ours[-1]
     return None
 
 

@@ -56,8 +56,12 @@ class Api:
 
     def __init__(self, server: Server) -> None:
         self._server = server
-        self._url = urllib.parse.urlsplit(server.url)
-        if self._url.scheme not in ("http", "https") or not self._url.hostname:
+        try:
+            self._url = urllib.parse.urlsplit(server.url)
+            is_usable = self._url.scheme in ("http", "https") and bool(self._url.hostname) and self._url.port != 0
+        except ValueError:  # a port of six digits, half a bracket
+            is_usable = False
+        if not is_usable:
             raise ApiError(0, f"{server.url!r} is no http:// or https:// URL")
 
     def get(self, path: str, **query: str | int) -> JsonObject:
@@ -126,7 +130,7 @@ class Api:
             response = connection.getresponse()
             if response.status >= 300:
                 refusal = response.read(MAX_ANSWER)
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:  # ValueError: a name that can be no host's
             connection.close()
             raise ApiError(0, f"{method} {self._server.url}{path}: {error}") from error
         if response.status >= 300:
@@ -150,9 +154,12 @@ class Api:
             return ""
         try:
             with open(self._server.token_file, encoding="ascii", errors="replace") as file:
-                return file.read().strip()
+                token = file.read().strip()
         except OSError as error:
             raise ApiError(0, f"{self._server.token_file}: {error.strerror}") from error
+        if not token.isprintable() or not token.isascii():
+            raise ApiError(0, f"{self._server.token_file}: it holds no token")
+        return token
 
 
 def _object(text: bytes) -> JsonObject:

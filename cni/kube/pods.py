@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,6 +23,9 @@ WATCH_S = 300
 SILENT_S = 120.0
 BACKOFF_FIRST_S = 0.25
 BACKOFF_MOST_S = 5.0
+# A watch that lasts so long was one: the next trouble is another.
+SETTLED_S = 10.0
+WATCH_LEAST_S = 0.25
 # Within the shim's 30 s. The API may know a pod a moment later than the kubelet.
 LOOKUP_S = 20.0
 NAMESPACE_TTL_S = 5.0
@@ -107,18 +111,27 @@ class Pods:
     def _follow(self) -> None:
         pause = BACKOFF_FIRST_S
         while not self._stopping.is_set():
+            began = time.monotonic()
             try:
-                version = self._list()
-                self._set_synced()
-                pause = BACKOFF_FIRST_S
-                while not self._stopping.is_set():
-                    version = self._watch(version)
+                self._list_and_watch()
             except ApiError as error:
-                if error.status == GONE:
-                    continue  # too long away: what happened meanwhile is in a new list
-                self._tell("api", error=str(error), retry_s=pause)
-                self._stopping.wait(pause)
-                pause = min(pause * 2, BACKOFF_MOST_S)
+                if error.status != GONE:  # too long away: what happened meanwhile is in a new list
+                    self._tell("api", error=str(error), retry_s=pause)
+            except Exception:  # noqa: BLE001 - the edge of this thread: without it, no pod would be known any more
+                self._tell("bug", traceback=traceback.format_exc())
+            if time.monotonic() - began > SETTLED_S:
+                pause = BACKOFF_FIRST_S
+            self._stopping.wait(pause)
+            pause = min(pause * 2, BACKOFF_MOST_S)
+
+    def _list_and_watch(self) -> None:
+        version = self._list()
+        self._set_synced()
+        while not self._stopping.is_set():
+            began = time.monotonic()
+            version = self._watch(version)
+            # Whoever ends each watch at once is not to be asked without pause.
+            self._stopping.wait(max(0.0, began + WATCH_LEAST_S - time.monotonic()))
 
     def _set_synced(self) -> None:
         if not self.is_synced:
@@ -156,7 +169,8 @@ class Pods:
             item = item if isinstance(item, dict) else {}
             kind = event.get("type")
             if kind == "ERROR":
-                raise ApiError(int(item.get("code", 0)), str(item.get("message", "")))
+                code = item.get("code")
+                raise ApiError(code if isinstance(code, int) else 0, str(item.get("message", "")))
             version = str(_meta(item).get("resourceVersion", version))
             self._apply(str(kind), item)
             if self._stopping.is_set():

@@ -44,6 +44,11 @@ class NoRules:
         return Observed({})
 
 
+def require() -> None:
+    """Raises Unsupported where this program cannot capture at connect() at all."""
+    _connect()
+
+
 def switch_on(plan: Plan) -> Switched | None:
     """What `plan` captures at connect(), if anything; as connect.switch_on. Before the rules: what both capture is captured
 

@@ -66,7 +66,8 @@ class Programs:
             # libiptc sets the built-in chains' own counters to 0 with every commit, even of an `iptables -N`.
             argv += ["-w", str(LOCK_WAIT_S), "--counters"]
             text = iptables_save.counted(text, self.save(family))
-            environment = xtables_lock.ENVIRONMENT if xtables_lock.is_held_elsewhere() else None
+            is_in_vain = xtables_lock.is_held_elsewhere() or xtables_lock.cannot_be()
+            environment = xtables_lock.ENVIRONMENT if is_in_vain else None
         else:
             text = iptables_save.marked(text, builtin_chains.existing(family))
         process.run_checked(

@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from interceptor.backends import libiptc_import, xtables_lock
@@ -55,8 +56,7 @@ def save(family: Family) -> str:
 def restore(family: Family, text: str) -> str:
     """What iptables-restore --noflush does with our restore text; one transaction a table."""
     # python-iptables takes no lock; without it somebody writing at the same moment would be overwritten silently.
-    with open(xtables_lock.PATH, "a", encoding="ascii") as lock:
-        _wait_for(lock.fileno())
+    with _locked():
         for name, table_steps in steps(text):
             table = _table(family, name)
             built_in = [chain for chain in table.chains if chain.is_builtin()]
@@ -68,6 +68,16 @@ def restore(family: Family, text: str) -> str:
                 table.set_policy(chain, policy, counts)
             table.commit()
     return ""
+
+
+@contextmanager
+def _locked() -> Iterator[None]:
+    if xtables_lock.cannot_be():
+        yield
+        return
+    with open(xtables_lock.PATH, "a", encoding="ascii") as lock:
+        _wait_for(lock.fileno())
+        yield
 
 
 def _wait_for(lock: int) -> None:

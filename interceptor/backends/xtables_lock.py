@@ -12,7 +12,7 @@ from interceptor.netns import CURRENT
 
 PATH = "/run/xtables.lock"  # XT_LOCK_NAME (iptables/xshared.h)
 LOCKS = "/proc/locks"  # proc_pid_locks(5)
-# Where a program is told to take another lock instead: a file that each process has to itself.
+# Where a program is told to take another lock instead: a file that each process has to itself, and can always open.
 ENVIRONMENT = {"XTABLES_LOCKFILE": "/proc/self/status"}
 
 
@@ -24,6 +24,11 @@ def is_held_elsewhere() -> bool:
     own = _namespace(CURRENT)
     namespaces = [_namespace(f"/proc/{pid}/ns/net") for pid in _holders()]
     return bool(namespaces) and own is not None and all(each is not None and each != own for each in namespaces)
+
+
+def cannot_be() -> bool:
+    """Whether there is no such file and none can be made: in a container with a read-only root nobody has the lock."""
+    return not os.path.exists(PATH) and not os.access(os.path.dirname(PATH), os.W_OK)
 
 
 def _holders() -> Iterator[str]:

@@ -35,12 +35,14 @@ command.add_command(agent)
 def _directories(function: Any) -> Any:
     for option in (
         click.option("--json", "as_json", is_flag=True, help="Print JSON."),
-        click.option("--conflist", metavar="NAME", help="The file to change. [the first that runtimes load]"),
         click.option("--bin-dir", default=BIN_DIR, metavar="DIR", help=f"Where runtimes look for plugins. [{BIN_DIR}]"),
         click.option("--net-dir", default=NET_DIR, metavar="DIR", help=f"Where runtimes look for conflists. [{NET_DIR}]"),
     ):
         function = option(function)
     return function
+
+
+_conflist = click.option("--conflist", metavar="NAME", help="The file to change. [the first that runtimes load]")
 
 
 def _entry_options(function: Any) -> Any:
@@ -63,10 +65,11 @@ def _entry_options(function: Any) -> Any:
     "--watch", is_flag=True, help="Stay, and put back what others take away. SIGTERM ends it and leaves all in place."
 )
 @_entry_options
+@_conflist
 @_directories
 def install(dry_run: bool, watch: bool, as_json: bool, **given: Any) -> int:
     """Install the plugin: its file, then, once the agent listens, its entry in the conflist. Can be repeated."""
-    node = _node(given)
+    node = _node(given, _contradictions(dry_run, watch))
     if watch:
         return _watch(node)
     return _carry_out(installing.changes_to_install if dry_run else installing.install, node, dry_run, as_json)
@@ -74,6 +77,7 @@ def install(dry_run: bool, watch: bool, as_json: bool, **given: Any) -> int:
 
 @command.command()
 @click.option("--dry-run", is_flag=True, help="Only show what would be changed.")
+@click.option("--conflist", metavar="NAME", help="Taken, so that install's options can be given; every conflist is looked at.")
 @_directories
 def uninstall(dry_run: bool, as_json: bool, **given: Any) -> int:
     """Take the entry out of every conflist, then remove the plugin's file. The conflist is as it was, byte for byte."""
@@ -82,10 +86,14 @@ def uninstall(dry_run: bool, as_json: bool, **given: Any) -> int:
 
 
 @command.command()
+@click.option("--conflist", metavar="NAME", help="The file to look at. [all]")
 @_directories
 def status(as_json: bool, **given: Any) -> int:
     """Say whether new pods are captured, and if not, why. Exit code 3 when something is amiss."""
-    found = installing.status(Node(given["net_dir"], given["bin_dir"], only=given["conflist"]))
+    try:
+        found = installing.status(Node(given["net_dir"], given["bin_dir"], only=given["conflist"]))
+    except InstallError as error:
+        raise BackendError(str(error)) from error
     if as_json:
         print_json({"conflist": found.conflist, "problems": found.problems})
     elif found.problems:
@@ -123,8 +131,12 @@ def _watch(node: Node) -> int:
     return 0
 
 
-def _node(given: dict[str, Any]) -> Node:
-    problems: list[Problem] = []
+def _contradictions(dry_run: bool, watch: bool) -> list[Problem]:
+    """What is wrong with these two together."""
+    return [Problem("--dry-run", "", "not with --watch, which changes things")] if dry_run and watch else []
+
+
+def _node(given: dict[str, Any], problems: list[Problem]) -> Node:
     entry: dict[str, Any] = {"type": "interceptor-cni", "capabilities": {"dns": True}}
     entry["capture"] = _json_object("--capture", given["capture"] or "{}", problems)
     if given["agent_socket"] is not None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import resource
+import struct
 import subprocess
+import termios
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ import pytest
 
 from interceptor import capture
 from interceptor.netns import entered
+from tests.cni.agents import wait_until
 from tests.cni.calling import CONTAINER, PREVIOUS, Binary, variables
 from tests.cni.conftest import STATIC
 from tests.rig.capturing import options
@@ -199,6 +203,16 @@ def test_dns_is_captured_to_the_resolvers_that_the_pod_will_have(binary: Binary,
     assert capture.check(wanted, netns=pod.name, resolvers=("10.96.0.10", "fd00::a")).differences == ()
 
 
+def test_a_pod_that_cannot_be_captured_starts_only_where_the_entry_says_so(binary: Binary, pod: Pod) -> None:
+    before = snapshot(pod)
+    impossible = {"backend": "nft", "proxy_cgroup": "no/such/cgroup"}
+    assert binary.call("ADD", pod.path, binary.config(capture=impossible)).code == 7
+    done = binary.call("ADD", pod.path, binary.config(capture=impossible, onFailure="bypass"))
+    assert (done.status, done.object) == (0, PREVIOUS)
+    assert "NOT captured, since onFailure is bypass" in done.stderr
+    assert snapshot(pod) == before
+
+
 def test_unknown_resolvers_are_an_error_and_no_hole(binary: Binary, pod: Pod) -> None:
     done = binary.call("ADD", pod.path, binary.config(capture={"backend": "nft", "dns": "resolv-conf"}))
     assert done.code == 7
@@ -219,6 +233,36 @@ def test_a_closed_descriptor_does_no_harm(binary: Binary, pod: Pod, descriptor: 
         )
     found = json.loads(done.stdout)
     assert (done.returncode, found.get("code")) == ((0, None) if descriptor == 2 else (1, 6))
+
+
+def test_stdin_that_cannot_be_read_is_no_json(runtime: Pod, pod: Pod) -> None:
+    folder = os.open("/", os.O_RDONLY)
+    with entered(runtime.path):
+        done = subprocess.run(
+            [str(STATIC)], stdin=folder, env=variables("ADD", pod.path, {}), capture_output=True, check=False, timeout=20
+        )
+    os.close(folder)
+    assert json.loads(done.stdout)["code"] == 6
+
+
+def test_pipes_that_do_not_block_lose_nothing(binary: Binary, pod: Pod) -> None:
+    previous = {**PREVIOUS, "vendor.example/x": "x" * (1 << 20)}
+    (stdin, its_stdin), (its_stdout, stdout) = os.pipe(), os.pipe()
+    os.set_blocking(stdin, False)
+    os.set_blocking(stdout, False)
+    with entered(binary.runtime.path):
+        running = subprocess.Popen(binary.argv, stdin=stdin, stdout=stdout, env=variables("ADD", pod.path, {}))
+    os.close(stdin)
+    os.close(stdout)
+    # It waits for stdin, and then for somebody to read: both before there is anything.
+    wait_until(lambda: Path(f"/proc/{running.pid}/stat").read_text().rpartition(")")[2].split()[0] in "SZ", running)
+    with open(its_stdin, "wb") as file:
+        file.write(json.dumps(binary.config(prevResult=previous)).encode())
+    capacity = fcntl.fcntl(its_stdout, fcntl.F_GETPIPE_SZ)
+    wait_until(lambda: struct.unpack("=i", fcntl.ioctl(its_stdout, termios.FIONREAD, b"    "))[0] == capacity, running)
+    with open(its_stdout, "rb") as answer:
+        assert json.loads(answer.read()) == previous
+    assert running.wait(20) == 0
 
 
 def test_a_hostile_environment_does_no_harm(binary: Binary, pod: Pod, tmp_path: Path) -> None:
@@ -244,6 +288,15 @@ def test_few_descriptors_are_enough(binary: Binary, pod: Pod) -> None:
     assert done.returncode == 0, done
 
 
+def test_what_is_no_utf8_can_be_told(binary: Binary, pod: Pod) -> None:
+    off = {"backend": "nft", "outbound": "off", "inbound": "off"}
+    done = binary.call(
+        "ADD", pod.path, binary.config(capture=off), CNI_ARGS=os.fsdecode(b"K8S_POD_NAMESPACE=shop;K8S_POD_NAME=\xff")
+    )
+    assert done.status == 0
+    assert "not captured" in done.stderr
+
+
 def test_the_name_in_messages_is_the_pods(binary: Binary, pod: Pod) -> None:
     off = {"backend": "nft", "outbound": "off", "inbound": "off"}
     done = binary.call("ADD", pod.path, binary.config(capture=off), CNI_ARGS="K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web")
@@ -260,6 +313,9 @@ def test_the_static_file_says_that_it_cannot_capture_at_connect(runtime: Pod, po
         done = binary.call(command, pod.path, binary.config(capture=wanted))
         assert done.code == 101
         assert "agentSocket" in done.object["details"]
+    status = binary.call("STATUS", None, binary.config("1.1.0", capture=wanted, prevResult=None))
+    assert status.code == 50
+    assert "agentSocket" in status.object["details"]
     assert snapshot(pod) == before
 
 

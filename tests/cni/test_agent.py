@@ -6,6 +6,7 @@ import ctypes
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import stat
@@ -22,7 +23,7 @@ import pytest
 
 from interceptor.netns import entered
 from tests.cni.agents import Agent, agent, descriptors, resident_bytes, start, wait_until
-from tests.cni.calling import Binary
+from tests.cni.calling import CONTAINER, PREVIOUS, Binary
 from tests.cni.conftest import STATIC
 from tests.cni.test_add import is_captured
 from tests.rig.kernel import snapshot
@@ -128,7 +129,12 @@ def test_without_an_agent_an_add_is_to_be_tried_later_and_del_ends_well(runtime:
     assert binary.call("DEL", pod.path).status == 0
     status = binary.call("STATUS", "", binary.config("1.1.0", prevResult=None))
     assert status.code == 50
-    assert binary.call("ADD", pod.path, timeout_s=40).code == TRY_AGAIN_LATER
+    with ThreadPoolExecutor(2) as pool:
+        blocked = pool.submit(binary.call, "ADD", pod.path, timeout_s=40)
+        let_through = pool.submit(binary.call, "ADD", pod.path, binary.config(onFailure="bypass"), timeout_s=40)
+    assert blocked.result().code == TRY_AGAIN_LATER
+    assert let_through.result().object == PREVIOUS
+    assert "NOT captured" in let_through.result().stderr
 
 
 def test_an_add_that_came_too_early_succeeds_once_the_agent_is_there(runtime: Pod, tmp_path: Path, pod: Pod) -> None:
@@ -236,6 +242,76 @@ def test_what_a_node_cannot_do_is_in_the_log_before_a_pod_comes(runtime: Pod, tm
         process.wait()
 
 
+def test_a_socket_that_was_deleted_comes_back(runtime: Pod, tmp_path: Path, pod: Pod) -> None:
+    with agent(runtime, tmp_path) as running:
+        shutil.rmtree(Path(running.socket_path).parent)
+        assert shim(running, runtime).call("ADD", pod.path).status == 0
+        assert len(os.listdir(Path(running.socket_path).parent / "attachments")) == 1
+        assert running.stop() == 0
+
+
+def test_a_directory_that_became_read_only_keeps_neither_del_nor_repair(runtime: Pod, tmp_path: Path, pod: Pod) -> None:
+    before = snapshot(pod)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "none", folder], check=True)
+    try:
+        with agent(runtime, tmp_path) as running, pods(1) as (other,):
+            binary = shim(running, runtime)
+            with pods(1) as (gone,):
+                for each in (pod, other, gone):
+                    assert binary.call("ADD", each.path, CNI_CONTAINERID=each.name).status == 0
+                subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
+            done = binary.call("DEL", pod.path, CNI_CONTAINERID=pod.name)
+            assert (done.status, done.stderr) == (0, "")
+            assert snapshot(pod) == before
+            other.run("nft", "delete", "table", "inet", "interceptor")
+            wait_until(lambda: is_captured(other), other)
+            assert snapshot(pod) == before
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_a_del_of_a_container_with_a_long_name_takes_its_rules_away(runtime: Pod, tmp_path: Path, pod: Pod) -> None:
+    before = snapshot(pod)
+    with agent(runtime, tmp_path) as running:
+        binary = shim(running, runtime)
+        for command in ("ADD", "DEL"):
+            done = binary.call(command, pod.path, CNI_CONTAINERID="x" * 300)
+            assert (done.status, done.stderr) == (0, "")
+    assert snapshot(pod) == before
+
+
+KEPT = {"containerID": CONTAINER, "ifname": "eth0"}
+
+
+@pytest.mark.parametrize(
+    ("given", "stays"),
+    [
+        ({}, True),
+        ({"cni.dev/attachments": None}, True),
+        ({"cni.dev/attachments": {}}, True),
+        ({"cni.dev/attachments": [KEPT]}, True),
+        ({"cni.dev/valid-attachments": [{**KEPT, "more": 1}]}, True),
+        ({"cni.dev/valid-attachments": None, "cni.dev/attachments": []}, False),
+        ({"cni.dev/attachments": ["x"]}, True),
+        ({"cni.dev/attachments": [{"containerID": CONTAINER}]}, True),
+        ({"cni.dev/attachments": []}, False),
+        ({"cni.dev/attachments": [{**KEPT, "ifname": "eth1"}]}, False),
+    ],
+    ids=repr,
+)
+def test_gc_forgets_what_a_list_says_is_gone(
+    runtime: Pod, tmp_path: Path, pod: Pod, given: dict[str, object], stays: bool
+) -> None:
+    with agent(runtime, tmp_path) as running:
+        binary = shim(running, runtime)
+        assert binary.call("ADD", pod.path).status == 0
+        assert binary.call("GC", None, {**binary.config("1.1.0", prevResult=None), **given}).status == 0
+        assert bool(os.listdir(Path(running.socket_path).parent / "attachments")) is stays
+    assert is_captured(pod)
+
+
 def test_health_readiness_and_metrics(runtime: Pod, tmp_path: Path, pod: Pod) -> None:
     with agent(runtime, tmp_path, "--http", "127.0.0.1:15014") as running:
         binary = shim(running, runtime)
@@ -252,6 +328,16 @@ def test_health_readiness_and_metrics(runtime: Pod, tmp_path: Path, pod: Pod) ->
         assert binary.call("DEL", pod.path).status == 0
         lines = fetch(runtime, "http://127.0.0.1:15014/metrics")[1].splitlines()
         assert 'interceptor_cni_pods{state="captured"} 0' in lines
+
+
+def test_a_pod_that_was_let_through_uncaptured_is_not_counted_as_captured(runtime: Pod, tmp_path: Path, pod: Pod) -> None:
+    with agent(runtime, tmp_path, "--http", "127.0.0.1:15014", "--repair", "off") as running:
+        binary = shim(running, runtime)
+        impossible = binary.config(capture={"backend": "nft", "proxy_cgroup": "no/such/cgroup"}, onFailure="bypass")
+        assert binary.call("ADD", pod.path, impossible).status == 0
+        lines = fetch(runtime, "http://127.0.0.1:15014/metrics")[1].splitlines()
+        assert 'interceptor_cni_pods{state="captured"} 0' in lines
+        assert 'interceptor_cni_pods{state="drifted"} 1' in lines
 
 
 def test_each_request_is_one_line_of_json(runtime: Pod, tmp_path: Path, pod: Pod) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.cni.calling import Binary
+from tests.cni.conftest import STATIC
 from tests.rig.kernel import snapshot, written
 from tests.rig.net import Pod
 
@@ -52,6 +54,21 @@ def test_del_in_the_runtimes_own_namespace_touches_nothing(binary: Binary) -> No
     before = snapshot(binary.runtime)
     assert binary.call("DEL", binary.runtime.path).status == 0
     assert snapshot(binary.runtime) == before
+
+
+@pytest.mark.parametrize("leads_to", [None, "nothing", "runtime"])
+def test_del_of_a_path_that_is_no_utf8_ends_well(binary: Binary, tmp_path: Path, leads_to: str | None) -> None:
+    path = tmp_path / os.fsdecode(b"\xff")
+    if leads_to is not None:
+        path.symlink_to(binary.runtime.path if leads_to == "runtime" else leads_to)
+    assert binary.call("DEL", str(path)).status == 0
+
+
+@pytest.mark.parametrize("path", [b"/no/\xff", b"/no/\\ud800"], ids=repr)
+def test_del_by_an_agent_at_no_possible_path_ends_well(runtime: Pod, pod: Pod, path: bytes) -> None:
+    binary = Binary((str(STATIC),), runtime)
+    config = json.dumps(binary.config()).encode()[:-1] + b', "agentSocket": "' + path + b'"}'
+    assert binary.call("DEL", pod.path, config).status == 0
 
 
 def test_del_needs_not_the_configuration_of_the_add(binary: Binary, pod: Pod) -> None:

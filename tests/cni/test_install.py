@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -108,7 +109,9 @@ def test_our_list_goes_when_the_single_configuration_becomes_a_list(root: Path) 
     assert node.status(make(root)).problems == ()
 
 
-@pytest.mark.parametrize("bad", ["{", "[]", '{"name": "x"}', '{"name": "x", "plugins": []}'])
+@pytest.mark.parametrize(
+    "bad", ["{", "[]", '{"name": "x"}', '{"name": "x", "plugins": []}', '{"name": "x", "plugins": [{"type": "a", "mtu": NaN}]}']
+)
 def test_the_first_that_a_runtime_loads_is_chosen(root: Path, bad: str) -> None:
     (root / "net.d" / "00-broken.conflist").write_text(bad)
     (root / "net.d" / "20-other.conflist").write_text(CALICO)
@@ -116,6 +119,66 @@ def test_the_first_that_a_runtime_loads_is_chosen(root: Path, bad: str) -> None:
     assert (root / "net.d" / "00-broken.conflist").read_text() == bad
     assert (root / "net.d" / "20-other.conflist").read_text() == CALICO
     assert node.status(make(root)).conflist == "10-calico.conflist"
+
+
+def test_a_single_configuration_before_ours_is_refused(root: Path) -> None:
+    # A runtime would go on loading it, and every pod go uncaptured.
+    (root / "net.d" / "10-calico.conflist").unlink()
+    (root / "net.d" / "00-bridge.conf").write_text(BRIDGE)
+    before = contents(root / "net.d")
+    with pytest.raises(InstallError, match=r"00-bridge\.conf: rename it"):
+        node.install(make(root))
+    assert contents(root / "net.d") == before
+
+
+def test_a_single_configuration_that_came_before_ours_is_amiss(root: Path) -> None:
+    (root / "net.d" / "10-calico.conflist").rename(root / "net.d" / "calico")
+    (root / "net.d" / "10-bridge.conf").write_text(BRIDGE)
+    node.install(make(root))
+    assert node.status(make(root)).problems == ()
+    (root / "net.d" / "00-bridge.conf").write_text(BRIDGE)
+    assert "runtimes load 00-bridge.conf instead" in " ".join(node.status(make(root)).problems)
+
+
+def test_a_conflist_that_is_a_link_stays_one(root: Path) -> None:
+    link, real = root / "net.d" / "10-calico.conflist", root / "real"
+    link.rename(real)
+    link.symlink_to("../real")
+    node.install(make(root))
+    assert "interceptor-cni" in real.read_text()
+    assert (root / "net.d").joinpath("10-calico.conflist").readlink() == Path("../real")
+    node.uninstall(make(root))
+    assert (link.readlink(), real.read_text()) == (Path("../real"), CALICO)
+
+
+def cli(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-m", "interceptor", "cni", *arguments]
+    directories = ["--net-dir", str(root / "net.d"), "--bin-dir", str(root / "bin")]
+    return subprocess.run([*argv, *directories], capture_output=True, text=True, check=False, timeout=20)
+
+
+@pytest.mark.parametrize("verb", [("install",), ("install", "--dry-run"), ("uninstall",), ("status",)], ids=" ".join)
+@pytest.mark.parametrize("name", ["net.d", "bin/interceptor-cni"])
+def test_what_is_in_the_way_is_named(root: Path, verb: tuple[str, ...], name: str) -> None:
+    shutil.rmtree(root / "net.d")
+    if name == "net.d":
+        (root / name).touch()
+    else:
+        (root / name).mkdir()
+    done = cli(root, *verb)
+    assert (done.returncode, done.stderr.count("\n")) == (5, 1)
+    assert str(root / name) in done.stderr
+
+
+def test_a_dry_run_changes_nothing_and_does_not_watch(root: Path) -> None:
+    before = contents(root)
+    done = cli(root, "install", "--dry-run")
+    assert (done.returncode, "+++ " in done.stdout) == (0, True)
+    assert cli(root, "install", "--dry-run", "--watch").returncode == 2
+    assert contents(root) == before
+    assert cli(root, "install").returncode == 0
+    installed = contents(root)
+    assert (cli(root, "uninstall", "--dry-run").returncode, contents(root)) == (0, installed)
 
 
 def test_without_a_primary_plugin_nothing_is_done_to_the_conflists(root: Path) -> None:
@@ -265,6 +328,25 @@ def test_beside_a_writer_that_never_stops_the_file_is_whole_and_the_fight_told(
             conflist.validate(path.read_text())
     until(lambda: not node.status(make(root)).problems)
     assert f'"mtu": {rounds}' in path.read_text()
+
+
+def test_a_directory_that_was_replaced_is_found_again(root: Path) -> None:
+    # inotify watches the old one, and tells nothing of one that is not there: the poll does.
+    stop = threading.Event()
+    thread = threading.Thread(target=keep, args=(make(root), stop, lambda *_: None, 0.05))
+    thread.start()
+    try:
+        path = root / "net.d" / "10-calico.conflist"
+        until(lambda: "interceptor-cni" in path.read_text())
+        (root / "net.d").rename(root / "gone")
+        (root / "new").mkdir()
+        (root / "new" / path.name).write_text(CALICO)
+        (root / "new").rename(root / "net.d")
+        until(lambda: "interceptor-cni" in path.read_text())
+    finally:
+        stop.set()
+        thread.join(DEADLINE_S)
+    assert node.status(make(root)).problems == ()
 
 
 def test_it_ends_and_leaves_everything_in_place(root: Path) -> None:

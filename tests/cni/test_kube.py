@@ -167,6 +167,44 @@ def test_bookmarks_carry_a_quiet_watch_over_a_compaction(fake: FakeApi, followin
     wait_until(lambda: resumed_from() >= version)
 
 
+@pytest.mark.parametrize("trouble", ["gone", "ended"])
+def test_a_server_that_ends_each_watch_is_not_asked_without_pause(
+    fake: FakeApi, api: Api, runtime: Pod, trouble: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake.watch_s = 0 if trouble == "ended" else 60
+    if trouble == "gone":
+        monkeypatch.setattr(fake, "_oldest", 1 << 30)
+    pauses: list[float] = []
+    pods = Pods(api, "node-1")
+    wait = pods._stopping.wait
+
+    def noted(timeout: float) -> bool:
+        pauses.append(timeout)
+        return wait(timeout)
+
+    monkeypatch.setattr(pods._stopping, "wait", noted)
+    with entered(runtime.path):
+        pods.start()
+    wait_until(lambda: len(pauses) > 2)
+    pods.stop()
+    watches = sum("watch=true" in path for _, path in fake.requests)
+    assert watches <= len(pauses) + 1
+    assert min(pauses) > 0
+
+
+def test_an_event_that_is_not_understood_ends_nothing(fake: FakeApi, following: Pods) -> None:
+    fake.pod("web", status={"phase": "Running", "podIPs": 5})
+    fake.remove("pods", "shop", "web")
+    fake.pod("web-2")
+    wait_until(lambda: names(following) == ["web-2"])
+
+
+@pytest.mark.parametrize("url", ["http://[x", "http://x:99999", "http://x:0", "https://", "ftp://x", "x"])
+def test_what_is_no_servers_url_is_told(url: str) -> None:
+    with pytest.raises(ApiError, match="URL"):
+        Api(Server(url))
+
+
 def test_a_token_that_was_replaced_is_read_again(fake: FakeApi, following: Pods) -> None:
     fake.tokens = {"newer"}
     fake.end_watches()
@@ -191,7 +229,7 @@ def test_a_pod_of_the_same_name_is_not_taken_for_it(fake: FakeApi, api: Api, fol
     assert refused.value.code == 11
 
 
-@pytest.mark.parametrize("trouble", ["down", "unauthorized", "missing", "no-token"])
+@pytest.mark.parametrize("trouble", ["down", "unauthorized", "missing", "no-token", "no-tokens-text"])
 def test_what_the_api_does_not_tell_is_to_be_tried_again(fake: FakeApi, api: Api, runtime: Pod, trouble: str) -> None:
     match trouble:
         case "down":
@@ -200,6 +238,8 @@ def test_what_the_api_does_not_tell_is_to_be_tried_again(fake: FakeApi, api: Api
             fake.tokens = set()
         case "no-token":
             Path(fake.token_file).unlink()
+        case "no-tokens-text":
+            Path(fake.token_file).write_text("two\nlines")
     with pytest.raises(CniError) as refused:
         inside(runtime, lambda: Pods(api, "node-1").lookup("shop", "web", "", patience_s=0.1))
     assert refused.value.code == 11

@@ -64,6 +64,12 @@ def test_stdin_that_is_no_json_object_is_refused(binary: Binary, pod: Pod, stdin
     assert binary.call("ADD", pod.path, stdin).code == 6
 
 
+def test_a_configuration_that_is_cut_off_is_refused(binary: Binary, pod: Pod) -> None:
+    whole = json.dumps(binary.config()).encode()
+    # In the middle of the last string: the agent's socket, where there is one.
+    assert [binary.call("ADD", pod.path, whole[:-cut], timeout_s=10).code for cut in (1, 3, 20)] == [6, 6, 6]
+
+
 @pytest.mark.parametrize("name", [None, "", 3, "a/b", "-x"])
 def test_a_bad_network_name_is_refused(binary: Binary, pod: Pod, name: Any) -> None:
     assert binary.call("ADD", pod.path, binary.config(name=name)).code == 7

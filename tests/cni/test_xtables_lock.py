@@ -22,6 +22,15 @@ from tests.rig.net import Pod
 
 # A lock of the test's own in place of the host's, which other tests need meanwhile.
 WITH_ITS_OWN = 'touch /run/xtables.lock; mount --bind "$1" /run/xtables.lock; shift; exec "$@"'
+READ_ONLY_RUN = """
+mount -t tmpfs none "$1"
+mkdir "$1/netns"
+mount --rbind /run/netns "$1/netns"
+mount -o remount,ro "$1"
+mount --rbind "$1" /run
+shift
+exec "$@"
+"""
 HOLDER = (
     "import fcntl, sys; lock = open(sys.argv[1]); fcntl.flock(lock, fcntl.LOCK_EX); print('held', flush=True); sys.stdin.read()"
 )
@@ -75,6 +84,20 @@ def test_an_add_does_not_wait_for_who_works_on_the_hosts_tables(
         done = script.call("ADD", pod.path, config)
         assert (done.status, done.stderr) == (0, "")
         assert script.call("CHECK", pod.path, config).status == 0
+
+
+@pytest.mark.parametrize("backend", ["nft", "iptables-nft", "iptables-legacy", "libiptc"])
+def test_a_read_only_root_without_the_lock_is_enough(
+    backend: str, script: Binary, runtime: Pod, pod: Pod, tmp_path: Path
+) -> None:
+    # As the image is run in a cluster: podman alone mounts something on /run.
+    root = tmp_path / "root"
+    root.mkdir()
+    binary = Binary(("unshare", "-m", "sh", "-ec", READ_ONLY_RUN, "sh", str(root), script.argv[-1]), runtime)
+    config = binary.config(capture={"backend": backend})
+    for command in ("ADD", "CHECK", "DEL"):
+        done = binary.call(command, pod.path, config)
+        assert (done.status, done.stderr) == (0, ""), done
 
 
 def test_an_add_waits_for_who_works_on_the_pods(script: Binary, lock: Path, pod: Pod) -> None:

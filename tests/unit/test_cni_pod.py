@@ -449,6 +449,7 @@ def test_kumas_annotations(annotations: dict[str, str], changes: dict[str, str])
         ),
         pytest.param(linkerd({"skip-outbound-ports": "0"}), "skip-outbound-ports", id="linkerd-port"),
         pytest.param(linkerd({"proxy-uid": "linkerd"}), "proxy-uid", id="linkerd-uid"),
+        pytest.param(kuma(**{KUMA + "drop-invalid-packets": "maybe"}), "drop-invalid-packets", id="kuma-switch"),
         pytest.param(kuma(**{KUMA + "transparent-proxy-config": "- x"}), "mapping", id="kuma-list"),
         pytest.param(kuma(**{KUMA + "transparent-proxy-config": "a: ["}), "not YAML", id="kuma-yaml"),
         pytest.param(kuma(**{KUMA + "transparent-proxy-config": "a: &a [*a]"}), "aliases", id="kuma-alias"),
@@ -459,6 +460,8 @@ def test_kumas_annotations(annotations: dict[str, str], changes: dict[str, str])
             id="vnet",
         ),
         pytest.param(made(PROXY, annotations={"interceptor.io/colour": "red"}), "interceptor.io/colour", id="ours-unknown"),
+        pytest.param(made(PROXY, annotations={"interceptor.io/capture": "no"}), "interceptor.io/capture", id="capture"),
+        pytest.param(made(PROXY, of_namespace={"interceptor.io/capture": "True"}), "interceptor.io/capture", id="of-namespace"),
         pytest.param(made(PROXY, of_namespace={"interceptor.io/dns": "yes"}), "interceptor.io/dns", id="ours-bad"),
     ],
 )
