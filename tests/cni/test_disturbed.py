@@ -19,7 +19,7 @@ from tests.cni.test_static import in_a_bare_root
 from tests.rig.kernel import snapshot
 from tests.rig.net import Pod, pods
 
-AT_ONCE = 16
+AT_ONCE = 8
 
 
 def begun(binary: Binary, command: str, netns: str) -> subprocess.Popen[bytes]:
