@@ -13,7 +13,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -254,7 +253,25 @@ def test_status_names_what_is_amiss(root: Path) -> None:
     assert any("missing" in problem for problem in problems)
 
 
-INSTALL = "import sys; from cni.install import node; w = node.Node(*sys.argv[1:3], {'type': 'interceptor-cni'}, b'x' * 2000000)"
+# For each line, forks a process that does it and kills it after so many seconds: importing everything is done once.
+KILLED = """
+import os, signal, sys
+from cni.install import node
+wanted = node.Node(*sys.argv[2:4], {'type': 'interceptor-cni'}, b'x' * 2000000)
+ends = {signal.SIGCHLD}
+signal.pthread_sigmask(signal.SIG_BLOCK, ends)
+for line in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        try:
+            getattr(node, sys.argv[1])(wanted)
+        finally:
+            os._exit(0)
+    signal.sigtimedwait(ends, float(line))
+    os.kill(child, signal.SIGKILL)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    signal.sigtimedwait(ends, 0)
+"""
 
 
 @pytest.mark.slow
@@ -262,22 +279,23 @@ INSTALL = "import sys; from cni.install import node; w = node.Node(*sys.argv[1:3
 def test_killed_at_any_moment_it_leaves_whole_files_and_is_mended_by_the_next_run(root: Path, verb: str) -> None:
     chance = random.Random(4)
     before = contents(root)
-    argv = [sys.executable, "-c", f"{INSTALL}; print(flush=True); node.{verb}(w)", str(root / "net.d"), str(root / "bin")]
+    argv = [sys.executable, "-c", KILLED, verb, str(root / "net.d"), str(root / "bin")]
     wanted = make(root, entry={"type": "interceptor-cni"}, binary=b"x" * 2000000)
-    for _ in range(100):
-        if verb == "uninstall":
-            node.install(wanted)
-        running = subprocess.Popen(argv, stdout=subprocess.PIPE)
-        assert running.stdout is not None
-        running.stdout.read(1)
-        with suppress(subprocess.TimeoutExpired):
-            running.wait(chance.uniform(0, 0.02))
-        running.send_signal(signal.SIGKILL)
-        running.wait()
-        running.stdout.close()
-        found = conflist.validate((root / "net.d" / "10-calico.conflist").read_text())
-        if any(plugin["type"] == "interceptor-cni" for plugin in found["plugins"]):
-            assert Path(wanted.binary_path).read_bytes() == wanted.binary
+    ended = set()
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as killing:
+        assert killing.stdin is not None
+        assert killing.stdout is not None
+        for _ in range(100):
+            if verb == "uninstall":
+                node.install(wanted)
+            killing.stdin.write(f"{chance.uniform(0, 0.02)}\n")
+            killing.stdin.flush()
+            ended.add(killing.stdout.readline().strip())
+            found = conflist.validate((root / "net.d" / "10-calico.conflist").read_text())
+            if any(plugin["type"] == "interceptor-cni" for plugin in found["plugins"]):
+                assert Path(wanted.binary_path).read_bytes() == wanted.binary
+        killing.stdin.close()
+    assert str(-signal.SIGKILL) in ended
     node.install(wanted)
     assert node.status(wanted).problems == ()
     node.uninstall(wanted)
