@@ -34,8 +34,10 @@ WORLD_PORT = 9000
 PROXY_UID = 1337
 # A site's proxy may sign what pip downloads.
 CERTIFICATES = "/etc/ssl/certs"
+# As the kubelet does it: nothing can be written, and /run is no tmpfs either.
+READ_ONLY = ("--read-only", "--read-only-tmpfs=false")
 # As the manifests say it: read-only, nothing gained by setuid programs, no capability but those that are named.
-CONFINED = ("--read-only", "--security-opt", "no-new-privileges", "--cap-drop", "ALL")
+CONFINED = (*READ_ONLY, "--security-opt", "no-new-privileges", "--cap-drop", "ALL")
 INIT = (*CONFINED, "--cap-add", "NET_ADMIN", "--cap-add", "NET_RAW", "--user", "0:0")
 
 
@@ -101,7 +103,7 @@ def test_it_runs_as_nobody_in_particular_and_can_become_nobody_else(podman: Podm
     assert podman.node.run(*podman.argv("run", "--rm", "--user", "0", "--entrypoint", setuid[0], BUILT, *setuid[1:])) == ""
 
 
-@pytest.mark.parametrize("backend", ["nft", "iptables-nft"])
+@pytest.mark.parametrize("backend", ["nft", "iptables-nft", "iptables-legacy", "libiptc"])
 def test_init_container_and_proxy(podman: Podman, backend: str) -> None:
     machine = podman.node
     with network(machine, "bridge"), application(podman) as pid, serving() as servers:
@@ -183,7 +185,7 @@ def as_kubelet(container: dict[str, Any]) -> list[str]:
     """podman's arguments for a container of a pod."""
     context = container["securityContext"]
     argv = ["--user", f"{context['runAsUser']}:{context['runAsGroup']}"]
-    argv += ["--read-only"] if context["readOnlyRootFilesystem"] else []
+    argv += READ_ONLY if context["readOnlyRootFilesystem"] else []
     argv += ["--security-opt", "no-new-privileges"] if context.get("allowPrivilegeEscalation") is False else []
     argv += [f"--cap-drop={name}" for name in context["capabilities"]["drop"]]
     argv += [f"--cap-add={name}" for name in context["capabilities"].get("add", [])]
