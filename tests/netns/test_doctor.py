@@ -37,7 +37,7 @@ def pod() -> Iterator[Pod]:
 def doctor(*arguments: str, user: tuple[str, ...] = ()) -> tuple[int, dict[str, dict[str, object]]]:
     """The exit code, and the findings by name."""
     argv = [*user, sys.executable, "-m", "interceptor", "doctor", "--json", *arguments]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode in (0, 6), done.stderr
     return done.returncode, {found["name"]: found for found in json.loads(done.stdout)["findings"]}
 

@@ -11,7 +11,7 @@ python=/interceptor/.venv/bin/python
 [ -x "$python" ] || python=/opt/venv/bin/python
 mkdir -p "$results" /out # where the tests of make kernels leave files
 cd /interceptor
-export PATH="$PATH:/usr/sbin:/sbin" PYTHONPATH=/interceptor
+export PATH="$PATH:/usr/sbin:/sbin"
 KERNEL=$(uname -r | cut -d. -f-2)
 export KERNEL
 "$python" -m vagrant.qemu.suites "$KERNEL" "$tests" >"$results/arguments"
