@@ -79,6 +79,8 @@ def _install_kernel(tree: Path, chosen: Kernel) -> None:
 
 
 def _configure(tree: Path) -> None:
+    # Where /opt/venv looks for the project, with -I as well.
+    (tree / "project").symlink_to("/interceptor")
     (tree / "etc/systemd/network/80-dhcp.network").write_text(NETWORK)
     inside(tree, "systemctl", "enable", "systemd-networkd", "ssh")
     inside(tree, "useradd", "--create-home", "--shell", "/bin/bash", "vagrant")

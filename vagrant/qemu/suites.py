@@ -1,6 +1,14 @@
-"""Which kernels there are, what each lacks, and which tests run on it, as arguments of pytest."""
+"""Which kernels there are, what each lacks, and which tests run on it, as arguments of pytest.
+
+`python -m vagrant.qemu.suites KERNEL WORDS` prints them, a line each, for machines of Vagrant: "short" and "full" in WORDS are
+the lists of here, all else is pytest's.
+"""
 
 from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator
 
 # By the Debian suite it comes from. The newest is first: what breaks there is news, and it takes longest.
 # Its own tools matter as much: nft 1.1 lists rules otherwise than 1.0.
@@ -47,7 +55,12 @@ FULL = (
 
 
 def kernel_tests(release: str) -> tuple[str, ...]:
-    """That doctor tells what the kernel lacks, and what needs it is refused; the latter only where it lacks something."""
+    """That doctor tells what the kernel lacks, and what needs it is refused; the latter only where it lacks something.
+
+    None on a kernel of which we do not know what it lacks.
+    """
+    if release not in LACKS:
+        return ()
     names = (
         "doctor_says_what_this_kernel_lacks",
         *(["what_needs_it_is_refused_and_nothing_is_changed"] if LACKS[release] else []),
@@ -70,5 +83,16 @@ def short(release: str) -> tuple[str, ...]:
         *(f"{_PACKETS}[{backend}-{texts}]" for backend in _BACKENDS for texts in ("redirect", "tproxy, UDP, DNS")),
         *(f"tests/proxy/test_captured.py::test_{name}" for name in _PROXY),
         *(f"tests/cni/{name}" for name in _CNI),
-        *(() if "connect-time capture" in LACKS[release] else (_CONNECT,)),
+        *(() if "connect-time capture" in LACKS.get(release, {}) else (_CONNECT,)),
     )
+
+
+def arguments(release: str, words: str) -> Iterator[str]:
+    """Of pytest, for `words` as a shell would split them."""
+    lists = {"short": short(release), "full": (*kernel_tests(release), *FULL)}
+    for word in shlex.split(words):
+        yield from lists.get(word, (word,))
+
+
+if __name__ == "__main__":
+    print(*arguments(*sys.argv[1:]), sep="\n")
