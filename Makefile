@@ -27,7 +27,7 @@ unit: $(STAMP)
 	$(BIN)/pytest -q tests/unit tests/property
 
 test: check $(CNI)
-	$(BIN)/pytest -q -n 6 --dist loadscope -m 'not torture' tests/netns tests/proxy tests/cni tests/bpf tests/e2e
+	$(BIN)/pytest -q -n 5 --dist loadscope -m 'not torture' tests/netns tests/proxy tests/cni tests/bpf tests/e2e
 
 netns: $(STAMP)
 	$(BIN)/pytest -q -n 4 --dist loadscope -m 'not torture' tests/netns

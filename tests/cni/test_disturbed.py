@@ -35,7 +35,7 @@ def begun(binary: Binary, command: str, netns: str) -> subprocess.Popen[bytes]:
     return running
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 @pytest.mark.parametrize("command", ["ADD", "DEL"])
 def test_killed_at_any_moment_the_next_calls_mend_it(binary: Binary, pod: Pod, command: str) -> None:
     dice = random.Random(4)
@@ -56,7 +56,7 @@ def test_killed_at_any_moment_the_next_calls_mend_it(binary: Binary, pod: Pod, c
         assert binary.call("DEL", pod.path).status == 0
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 def test_a_namespace_that_is_deleted_meanwhile_is_no_trouble(binary: Binary) -> None:
     dice = random.Random(5)
     before = snapshot(binary.runtime)
@@ -73,7 +73,7 @@ def test_a_namespace_that_is_deleted_meanwhile_is_no_trouble(binary: Binary) -> 
     assert snapshot(binary.runtime) == before
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 def test_many_at_once_do_not_disturb_each_other(binary: Binary) -> None:
     before = snapshot(binary.runtime)
     with pods(AT_ONCE) as many, ThreadPoolExecutor(AT_ONCE) as pool:

@@ -49,7 +49,7 @@ def test_it_is_static_and_at_most_12_mb() -> None:
     assert len(content) <= 12_000_000
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 def test_built_again_elsewhere_it_has_the_same_bytes(tmp_path: Path) -> None:
     build = STATIC.parents[2] / "cni/static/build.py"
     environment = {"PATH": os.environ["PATH"], "PYTHONHASHSEED": "7", "TMPDIR": str(tmp_path)}
