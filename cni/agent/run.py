@@ -124,6 +124,8 @@ def _rehearse() -> None:
             capture.disable()
     except InterceptorError as error:
         log("rehearsal", error=str(error))
+    except Exception:  # noqa: BLE001 - the edge: an agent that ends here would keep every pod of the node from starting
+        log("rehearsal", traceback=traceback.format_exc())
 
 
 class _Serving:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from cni.agent import run
 from interceptor.netns import entered
 from tests.cni.agents import Agent, agent, descriptors, wait_until
 from tests.cni.calling import CONTAINER, Binary
@@ -128,6 +129,19 @@ def test_the_first_pod_finds_everything_loaded(runtime: Pod, tmp_path: Path, pod
         before, _, after = running.log_path.read_text().partition('"event": "ready"')
     assert "import time:" in before
     assert "import time:" not in after
+
+
+def test_a_bug_in_the_rehearsal_does_not_keep_the_agent_from_serving(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def broken(_config: object) -> None:
+        raise KeyError("nobody has thought of this")
+
+    monkeypatch.setattr(run.capture, "enable", broken)
+    run._rehearse()
+    (line,) = capfd.readouterr().err.splitlines()
+    assert json.loads(line)["event"] == "rehearsal"
+    assert "nobody has thought of this" in line
 
 
 def test_what_a_node_cannot_do_is_in_the_log_before_a_pod_comes(runtime: Pod, tmp_path: Path) -> None:
