@@ -84,14 +84,14 @@ def _in_process(environment: Mapping[str, str], stdin: bytes) -> tuple[int, byte
     from cni.deadline import within
     from cni.ops import InProcess
     from cni.output import to_bytes
-    from cni.wire import words
+    from cni.wire import told
 
     said: list[str] = []
     seconds = DEADLINE_S.get(environment.get("CNI_COMMAND", ""))
     status, result = within(
         seconds, lambda: plugin.process(environment, stdin, InProcess(), said.append), environment, stdin, said.append
     )
-    return status, to_bytes(result), words("".join(f"interceptor-cni: {line}\n" for line in said))
+    return status, to_bytes(result), told(said)
 
 
 def _text(given: bytes) -> str:

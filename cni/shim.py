@@ -57,7 +57,7 @@ class Refusal:
         said: list[str] = []
         error = CniError(self.code, self.msg, self.details)
         status, result = plugin.not_done(environment, stdin, error, said.append)
-        return status, to_bytes(result), wire.words("".join(f"interceptor-cni: {line}\n" for line in said))
+        return status, to_bytes(result), wire.told(said)
 
 
 def _asked(environment: Mapping[str, str], stdin: bytes, path: str) -> Outcome | Refusal:
@@ -142,7 +142,7 @@ def _open_netns(command: str, environment: Mapping[str, str]) -> tuple[int | Non
     if is_own and environment.get("CNI_NETNS_OVERRIDE", "").lower() not in ("1", "true"):
         posix.close(descriptor)
         if command == "DEL":
-            return None, (0, b"", wire.words(f"CNI_NETNS {path} is the runtime's own network namespace: left as it is\n"))
+            return None, (0, b"", wire.told([f"CNI_NETNS {path} is the runtime's own network namespace: left as it is"]))
         return None, Refusal(SELF_NETNS, f"CNI_NETNS {path} is the network namespace of the runtime itself")
     return descriptor, None
 
@@ -155,6 +155,6 @@ def _own() -> tuple[int, int]:
 def _without_agent(command: str, trouble: str) -> Outcome | Refusal:
     if command in ("DEL", "GC"):
         # All that there is to take away is in the pod's own namespace, and goes with it.
-        return 0, b"", wire.words(f"interceptor-cni: {command} without the node agent: {trouble}\n")
+        return 0, b"", wire.told([f"{command} without the node agent: {trouble}"])
     code = NOT_AVAILABLE if command == "STATUS" else TRY_AGAIN_LATER
     return Refusal(code, "the interceptor node agent cannot be reached", trouble)

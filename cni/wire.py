@@ -10,7 +10,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 MAGIC = b"ITC1"
 REQUEST_HEAD = len(MAGIC) + 8
@@ -54,6 +54,11 @@ def read_request(head: bytes, rest: bytes) -> tuple[dict[str, str], bytes]:
 def words(text: str) -> bytes:
     """`text` for stderr, as bytes: whatever a path or an argument holds that is no UTF-8, this succeeds."""
     return text.encode("utf-8", "backslashreplace")
+
+
+def told(lines: Iterable[str]) -> bytes:
+    """What an operator should see, for stderr."""
+    return words("".join(f"interceptor-cni: {line}\n" for line in lines))
 
 
 def answer(status: int, stdout: bytes, stderr: bytes) -> bytes:

@@ -77,7 +77,7 @@ class Worker:
         if status and result:
             # The runtime, and whoever reads its log, knows the path and not our number for it.
             result = {key: _with_path(value, environment["CNI_NETNS"], given) for key, value in result.items()}
-        return status, to_bytes(result), wire.words("".join(f"interceptor-cni: {line}\n" for line in said))
+        return status, to_bytes(result), wire.told(said)
 
     def _remember(self, received: Received, status: int, ops: AgentOps) -> None:
         environment = received.environment
