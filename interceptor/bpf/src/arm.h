@@ -17,13 +17,11 @@ INLINE u8 congestion_options(const struct packet *packet)
 }
 
 /* A's SYN-ACK on its way to the client. */
-INLINE void record_accepted(struct __sk_buff *skb, const struct packet *packet, const struct bpf_sock *request, u64 cookie,
-			    u32 limit, const int family)
+INLINE struct accepted *record_accepted(struct __sk_buff *skb, const struct packet *packet, const struct syn_options *options,
+					const struct bpf_sock *request, u64 cookie, u32 limit, const int family)
 {
 	struct accepted made = {};
-	struct syn_options options;
 
-	read_syn_options(skb, packet, &options, family);
 	made.at_ns = bpf_ktime_get_ns();
 	made.wire = packet->tuple;
 	if (family == IPV6) {
@@ -39,33 +37,33 @@ INLINE void record_accepted(struct __sk_buff *skb, const struct packet *packet, 
 	made.names.dport = htons(request->src_port);
 	made.isn = packet->seq;
 	made.client_isn = packet->ack - 1;
-	made.clock = options.clock;
-	made.client_clock = options.echo;
+	made.clock = options->clock;
+	made.client_clock = options->echo;
 	made.ifindex = skb->ifindex;
 	made.mark = skb->mark;
-	made.mss = options.mss;
-	made.scale = options.scale;
-	made.options = options.has | congestion_options(packet);
+	made.mss = options->mss;
+	made.scale = options->scale;
+	made.options = options->has | congestion_options(packet);
 	made.mode = LIMITED;
 	made.limit = limit;
 	bpf_skb_load_bytes(skb, 0, made.link_header, sizeof(made.link_header));
 	bpf_map_update_elem(&accepted, &cookie, &made, BPF_ANY);
+	return bpf_map_lookup_elem(&accepted, &cookie);
 }
 
 /* B's SYN on its way to the server: from now on we wait for the answer. */
-INLINE void record_syn(struct __sk_buff *skb, const struct packet *packet, u64 cookie, struct flow *flow, const int family)
+INLINE void record_syn(struct __sk_buff *skb, const struct packet *packet, const struct syn_options *options, u64 cookie,
+		       struct flow *flow, const int family)
 {
 	struct path expected = {.flow = cookie, .state = EXPECTED};
-	struct syn_options options;
 
-	read_syn_options(skb, packet, &options, family);
 	flow->syn_ns = bpf_ktime_get_ns();
 	reverse(&flow->server, &packet->tuple);
 	flow->isn = packet->seq;
-	flow->clock = options.clock;
-	flow->mss = options.mss;
-	flow->scale = options.scale;
-	flow->options = options.has;
+	flow->clock = options->clock;
+	flow->mss = options->mss;
+	flow->scale = options->scale;
+	flow->options = options->has;
 	flow->mark = skb->mark;
 	flow->ifindex = skb->ifindex;
 	bpf_map_update_elem(&paths, &flow->server, &expected, BPF_ANY);

@@ -149,9 +149,10 @@ MAP(flows, HASH, 8, sizeof(struct flow), 65536);
 MAP(paths, HASH, sizeof(struct tuple), sizeof(struct path), 131072);
 MAP(silent, HASH, 8, 8, 65536);	/* cookie of A, or of who keeps B's port -> flow, once armed */
 MAP(fragments, LRU_HASH, sizeof(struct fragment_key), sizeof(struct fragmented), 4096);
-/* Programs on their own, so that the verifier has less to follow at once: user space puts them here. */
-enum { UNUSUAL = 0, STRANGE = 1, ARRIVAL_AGAIN = 2, LOOPBACK_AGAIN = 3 };
-MAP(tails, PROG_ARRAY, 4, 4, 4);
+/* Programs on their own, so that the verifier follows what few packets need once, and not within each program that any packet
+ * passes: user space puts them here. */
+enum { UNUSUAL = 0, STRANGE = 1, ARRIVAL_AGAIN = 2, LOOPBACK_AGAIN = 3, OPENER = 4, ANSWER = 5, ERROR_MESSAGE = 6 };
+MAP(tails, PROG_ARRAY, 4, 4, 7);
 MAP(rings, ARRAY_OF_MAPS, 4, 4, 64); /* worker -> its ring buffer */
 
 INLINE void report(const struct flow *flow, u64 id, u64 up, u64 down, u32 client_ifindex)

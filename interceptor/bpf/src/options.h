@@ -51,7 +51,7 @@ INLINE void read_syn_options(struct __sk_buff *skb, const struct packet *packet,
 		u32 length = next_option(skb, at, past, &kind);
 
 		if (!length)
-			return;
+			break;
 		if (kind == OPTION_MSS && !bpf_skb_load_bytes(skb, at + 2, &mss, sizeof(mss)))
 			to->mss = ntohs(mss);
 		if (kind == OPTION_SCALE && !bpf_skb_load_bytes(skb, at + 2, &scale, sizeof(scale))) {
@@ -65,6 +65,7 @@ INLINE void read_syn_options(struct __sk_buff *skb, const struct packet *packet,
 		}
 		at = forget(skb, at + length);
 	}
+	to->has = forget(skb, to->has);
 }
 
 /* How many words of options in the usual layout there are at `option`; another layout ends early, or not at all. */

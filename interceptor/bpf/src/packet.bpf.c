@@ -13,13 +13,8 @@
 INLINE int from_peer(struct __sk_buff *skb, struct packet *packet, struct path *path, const int family)
 {
 	if (path->state == EXPECTED) {
-		struct flow *flow;
-
-		if ((packet->flags & (SYN | ACK | RST | FIN)) != (SYN | ACK))
-			return NEXT;
-		flow = bpf_map_lookup_elem(&flows, &path->flow);
-		if (flow && flow->state == CONNECTING && packet->ack == flow->isn + 1)
-			arm(skb, packet, path->flow, flow, family);
+		if ((packet->flags & (SYN | ACK | RST | FIN)) == (SYN | ACK))
+			bpf_tail_call(skb, &tails, ANSWER);
 		return NEXT;
 	}
 	/* A repeated SYN or SYN-ACK is answered by the socket it is for. A packet that claims to be of a local client and came in
@@ -38,13 +33,31 @@ INLINE int from_peer(struct __sk_buff *skb, struct packet *packet, struct path *
 	return leave(skb, path);
 }
 
-/* The rest of `from_peer`, for options in a layout of their own. */
+/* The rest of `from_peer`, for the server's SYN-ACK. */
+INLINE int on_answer(struct __sk_buff *skb, const int family)
+{
+	struct packet packet;
+	struct path *path;
+	struct flow *flow;
+
+	if (read_packet(skb, &packet, family))
+		return NEXT;
+	path = bpf_map_lookup_elem(&paths, &packet.tuple);
+	if (!path)
+		return NEXT;
+	flow = bpf_map_lookup_elem(&flows, &path->flow);
+	if (flow && flow->state == CONNECTING && packet.ack == flow->isn + 1)
+		arm(skb, &packet, path->flow, flow, family);
+	return NEXT;
+}
+
+/* The rest of `from_peer`, and of `strange` for a first fragment: options in a layout of their own. */
 INLINE int on_unusual(struct __sk_buff *skb, const int family)
 {
 	struct packet packet;
 	struct path *path;
 
-	if (read_packet(skb, &packet, family))
+	if (read_headers(skb, &packet, family, htons(0x1fff)))
 		return DROP;
 	path = bpf_map_lookup_elem(&paths, &packet.tuple);
 	if (!path)
@@ -143,7 +156,7 @@ INLINE int from_upstream(struct __sk_buff *skb, const struct packet *packet, u64
 	if (flow->state != CONNECTING)
 		return NEXT;
 	if (packet->flags & SYN)
-		record_syn(skb, packet, id, flow, family);
+		bpf_tail_call(skb, &tails, OPENER);
 	else if (!(packet->flags & RST))
 		refuse(flow, ROUTE);
 	return NEXT;
@@ -167,31 +180,74 @@ INLINE int from_proxy(struct __sk_buff *skb, struct packet *packet, u64 cookie, 
 			return DROP;
 		return give_up(skb, packet, flow->client_cookie == cookie ? &flow->client : &flow->server, family);
 	}
-	if ((packet->flags & (SYN | ACK)) == (SYN | ACK)) {
-		struct bpf_sock *request = skb->sk, *sock;
-		u32 port, *limit;
-
-		if (!request)
-			return NEXT;
-		sock = bpf_get_listener_sock(request);
-		if (!sock)
-			return NEXT;
-		port = sock->src_port;
-		limit = bpf_map_lookup_elem(&listeners, &port);
-		if (!limit)
-			return NEXT;
-		record_accepted(skb, packet, request, cookie, *limit, family);
-	}
+	if ((packet->flags & (SYN | ACK)) == (SYN | ACK))
+		bpf_tail_call(skb, &tails, OPENER);
 	client = bpf_map_lookup_elem(&accepted, &cookie);
 	return client ? from_accepted(skb, packet, client, family) : NEXT;
+}
+
+/* What A takes until its flow is armed, by A's SYN-ACK; none of another listener's. */
+INLINE u32 *limit_of(struct bpf_sock *request)
+{
+	struct bpf_sock *sock = request ? bpf_get_listener_sock(request) : 0;
+	u32 port;
+
+	if (!sock)
+		return 0;
+	port = sock->src_port;
+	return bpf_map_lookup_elem(&listeners, &port);
+}
+
+/* On lo a SYN-ACK may be the answer to a B as well. */
+INLINE int pass_opener(struct __sk_buff *skb, const struct packet *packet)
+{
+	struct path *path = skb->ifindex == LOOPBACK ? bpf_map_lookup_elem(&paths, &packet->tuple) : 0;
+
+	if (path && path->state == EXPECTED)
+		bpf_tail_call(skb, &tails, ANSWER);
+	return NEXT;
+}
+
+/* The rest of `from_proxy`, for B's SYN and for SYN-ACKs: A's, or of another who listens here. */
+INLINE int on_opener(struct __sk_buff *skb, const int family)
+{
+	u64 cookie = bpf_get_socket_cookie(skb);
+	struct bpf_sock *request = skb->sk;
+	struct syn_options options;
+	struct accepted *client;
+	struct packet packet;
+	struct flow *flow;
+	u32 *limit;
+
+	if (read_packet(skb, &packet, family))
+		return NEXT;
+	flow = bpf_map_lookup_elem(&flows, &cookie);
+	limit = flow ? 0 : limit_of(request);
+	if (!flow && !limit)
+		return pass_opener(skb, &packet);
+	read_syn_options(skb, &packet, &options, family);
+	if (flow) {
+		record_syn(skb, &packet, &options, cookie, flow, family);
+		return NEXT;
+	}
+	if (!request || !limit)
+		return NEXT;
+	client = record_accepted(skb, &packet, &options, request, cookie, *limit, family);
+	if (client && from_accepted(skb, &packet, client, family) == DROP)
+		return DROP;
+	return pass_opener(skb, &packet);
 }
 
 /* Not TCP, or not as we read it. */
 INLINE int on_other(struct __sk_buff *skb, const int family)
 {
-	if (is_strange(skb, family))
+	u8 protocol = protocol_of(skb, family);
+
+	if (is_strange(protocol, family))
 		bpf_tail_call(skb, &tails, STRANGE);
-	return on_error_message(skb, family);
+	else if (protocol == (family == IPV6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP))
+		bpf_tail_call(skb, &tails, ERROR_MESSAGE);
+	return NEXT;
 }
 
 INLINE int on_arrival(struct __sk_buff *skb, const int family)
@@ -252,7 +308,11 @@ INLINE int on_loopback(struct __sk_buff *skb, const int family)
 PROGRAM("tcx/ingress", arrival, on_arrival)
 PROGRAM("tcx/egress", departure, on_departure)
 PROGRAM("tcx/egress", loopback, on_loopback)
-PROGRAM("tcx/ingress", unusual, on_unusual) /* by tail call, from both hooks */
+/* By tail call, from both hooks. */
+PROGRAM("tcx/ingress", unusual, on_unusual)
 PROGRAM("tcx/ingress", strange, on_strange)
+PROGRAM("tcx/ingress", opener, on_opener)
+PROGRAM("tcx/ingress", answer, on_answer)
+PROGRAM("tcx/ingress", error_message, on_error_message)
 
 const char source_hash[] SEC("source") = SOURCE_HASH;

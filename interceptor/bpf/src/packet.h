@@ -8,6 +8,7 @@
 #include "flows.h"
 
 enum { IPV4, IPV6 };
+enum { IPPROTO_RESERVED = 255 };
 #define L3 ((u32)sizeof(struct ethhdr))
 #define L4(family) (L3 + ((family) == IPV6 ? (u32)sizeof(struct ipv6hdr) : (u32)sizeof(struct iphdr)))
 #define CHECKSUM(family) (L4(family) + (u32)__builtin_offsetof(struct tcphdr, check))
@@ -66,6 +67,16 @@ INLINE int family_of(struct __sk_buff *skb)
 	if (skb->protocol == htons(ETH_P_IP))
 		return IPV4;
 	return skb->protocol == htons(ETH_P_IPV6) ? IPV6 : -1;
+}
+
+/* What the IP header says comes next; an invalid number where there is none. */
+INLINE u8 protocol_of(struct __sk_buff *skb, const int family)
+{
+	void *start = (void *)(long)skb->data;
+
+	if (start + L4(family) > (void *)(long)skb->data_end)
+		return IPPROTO_RESERVED;
+	return family == IPV6 ? ((struct ipv6hdr *)(start + L3))->nexthdr : ((struct iphdr *)(start + L3))->protocol;
 }
 
 /* Fill `packet`; 0 when it is a TCP packet without anything in `fragment` set in IPv4's field of flags and offset. */

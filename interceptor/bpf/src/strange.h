@@ -10,19 +10,12 @@ enum { HOP_BY_HOP = 0, ROUTING = 43, DESTINATION = 60 }; /* RFC 8200 4 */
 #define EXTENSIONS_COUNT 4
 #define MORE_FRAGMENTS htons(0x2000)
 
-/* Whether what `read_packet` has refused may be mended. */
-INLINE int is_strange(struct __sk_buff *skb, const int family)
+/* Whether a packet that `read_packet` has refused may be mended. */
+INLINE int is_strange(u8 protocol, const int family)
 {
-	void *start = (void *)(long)skb->data;
-
-	if (start + L4(family) > (void *)(long)skb->data_end)
-		return 0;
-	if (family == IPV6) {
-		u8 next = ((struct ipv6hdr *)(start + L3))->nexthdr;
-
-		return next == HOP_BY_HOP || next == ROUTING || next == DESTINATION;
-	}
-	return ((struct iphdr *)(start + L3))->protocol == IPPROTO_TCP;
+	if (family == IPV6)
+		return protocol == HOP_BY_HOP || protocol == ROUTING || protocol == DESTINATION;
+	return protocol == IPPROTO_TCP;
 }
 
 INLINE struct path *armed_path(struct __sk_buff *skb, const struct tuple *tuple)
@@ -122,8 +115,8 @@ INLINE int on_first_fragment(struct __sk_buff *skb, const struct fragment_key *k
 	account(path, &packet);
 	if (packet.flags & RST || path->is_closing)
 		note_ending(&packet, path);
-	translate_options(skb, &packet, path, IPV4);
-	return translate(skb, &packet, path, 0, IPV4) ? TC_ACT_SHOT : leave(skb, path);
+	bpf_tail_call(skb, &tails, UNUSUAL);
+	return TC_ACT_SHOT;
 }
 
 INLINE int on_later_fragment(struct __sk_buff *skb, const struct fragment_key *key, const struct iphdr *ip)
