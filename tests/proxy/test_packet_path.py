@@ -62,6 +62,8 @@ def test_fragments_arrive(ends: tuple[Pod, Pod, Pod], direction: str) -> None:
     pod, far, router = ends
     ip(f"link set eth0 mtu {SMALL_MTU}\n", router)
     ip("link set eth1 mtu 1500\n", router)
+    for end in (pod, far):
+        ip("route flush cache\n", end)  # what the other tests' connections have learned of the way
     try:
         with sysctl(far, "ipv4/ip_no_pmtu_disc", "1"), spliced(pod, far, direction, "v4") as (running, calling, answering):
             before = counted(router, "FragOKs"), counted(pod, "ReasmOKs")
