@@ -43,9 +43,10 @@ def findings(config: Config) -> Iterator[Finding]:
         yield Finding("rules", "mechanisms", "unknown", f"not tried: {error}", "run doctor as root")
         return
     yield _configuration(config)
-    yield _programs(missing)
     backends = [name for name in detect.NAMES if name not in missing]
-    if config.backend != "libiptc" and len(backends) > 1 and "libiptc" in backends:
+    untried = config.backend != "libiptc" and len(backends) > 1 and "libiptc" in backends
+    yield _programs(missing, "libiptc (not tried)" if untried else "libiptc")
+    if untried:
         backends.remove("libiptc")  # seconds, for what is the last choice
     chosen = backends[0] if config.backend == "auto" and backends else config.backend
     for name, (way, used_by) in WAYS.items():
@@ -62,9 +63,9 @@ def _configuration(config: Config) -> Finding:
     return Finding("rules", "this configuration", "ok", f"init would use {report.backend} ({report.reason})", needed=True)
 
 
-def _programs(missing: dict[detect.BackendName, str]) -> Finding:
+def _programs(missing: dict[detect.BackendName, str], libiptc: str) -> Finding:
     there = [name for name in detect.NAMES if name not in missing]
-    shown = ", ".join(there) or "none"
+    shown = ", ".join(libiptc if name == "libiptc" else name for name in there) or "none"
     advice = "; ".join(f"{name}: {why}" for name, why in missing.items())
     status: Status = "ok" if not missing else "warn" if there else "missing"
     by_backend: dict[str, str] = {name: missing.get(name, "") for name in detect.NAMES}
