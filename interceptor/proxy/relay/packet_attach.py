@@ -22,7 +22,8 @@ SIOCGIFMTU, SIOCGIFHWADDR = 0x8921, 0x8927  # linux/sockios.h
 ARPHRD_ETHER = 1  # linux/if_arp.h
 NAME_SIZE = 16  # IFNAMSIZ
 RING_SIZE = 1 << 20  # 20,000 ends; the reader is told of the first
-TAILS = ("unusual", "strange", "arrival", "loopback", "opener", "answer", "error_message")  # flows.h: the places of programs in `tails`
+# flows.h: the places of programs in `tails`
+TAILS = ("unusual", "strange", "arrival", "loopback", "opener", "answer", "error_message")
 RTM_SETLINK, IFLA_AF_SPEC, IFLA_INET_CONF = 19, 26, 1  # linux/rtnetlink.h, linux/if_link.h
 NLM_F_REQUEST, NLM_F_ACK, NLMSG_ERROR = 1, 4, 2
 IPV4_DEVCONF_ACCEPT_LOCAL, IPV4_DEVCONF_ROUTE_LOCALNET = 23, 26  # linux/ip.h
