@@ -14,8 +14,8 @@ from interceptor import nlattr
 from interceptor.backends import netlink, nf_tables
 from interceptor.backends.nf_tables import Change, name, text
 from interceptor.errors import BackendError
-from interceptor.render.iptables import PREFIX
 from interceptor.render.iptables_save import NEW, NEW_TABLE
+from interceptor.render.names import IPTABLES_PREFIX
 from interceptor.values import Family
 
 _ACCEPT = struct.pack("!I", 1)  # NF_ACCEPT
@@ -43,7 +43,7 @@ def remove_unused(family: Family) -> bool:
     for table, chains in _chains(family).items():
         names = {chain.name for chain in chains}
         markers = {chain for chain in names if chain.startswith(NEW)}
-        is_ours = any(chain.startswith(PREFIX) for chain in names - markers)
+        is_ours = any(chain.startswith(IPTABLES_PREFIX) for chain in names - markers)
         used = {chain.name for chain in chains if chain.used}
         for marker in sorted(markers - {NEW_TABLE}):
             chain = marker.removeprefix(NEW)

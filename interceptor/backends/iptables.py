@@ -17,7 +17,7 @@ from interceptor.backends.base import Observed, compare
 from interceptor.errors import BackendError, InterceptorError, Unsupported
 from interceptor.plan.model import TIMEOUTS, Plan, timeout_name
 from interceptor.render import iptables, iptables_save
-from interceptor.render.iptables import TableRules
+from interceptor.render.iptables_save import TableRules
 from interceptor.render.iptables_switch import same, switch
 from interceptor.values import Family
 

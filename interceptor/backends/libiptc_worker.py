@@ -16,9 +16,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from interceptor.backends import libiptc_import, xtables_lock
-from interceptor.render.iptables import PREFIX
 from interceptor.render.iptables_save import Step, listing, steps
 from interceptor.render.iptables_text import Module, RuleParts, parts, spec
+from interceptor.render.names import IPTABLES_PREFIX
 from interceptor.values import Family, kernel_text
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def _listed(table: Any) -> str:
     chains: dict[str, list[str]] = {}
     leading: list[tuple[str, str]] = []
     for chain in table.chains:
-        if chain.name.startswith(PREFIX):
+        if chain.name.startswith(IPTABLES_PREFIX):
             chains[chain.name] = [spec(_parts(rule)) for rule in chain.rules]
         else:
             leading += [(chain.name, text) for text, _ in _leading(chain)]
@@ -138,7 +138,7 @@ def _leading(chain: Any) -> Iterator[tuple[str, Any]]:
     without their options: enough to show it and to find it again.
     """
     for rule in chain.rules:
-        if rule.target.name.startswith(PREFIX):
+        if rule.target.name.startswith(IPTABLES_PREFIX):
             matches = tuple(Module(match.name) for match in rule.matches)
             yield spec(RuleParts(_endpoints(rule), matches, Module(rule.target.name), rule.target.goto)), rule
 

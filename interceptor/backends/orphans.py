@@ -12,8 +12,8 @@ from interceptor import nlattr
 from interceptor.backends import builtin_chains, cttimeout, nf_tables
 from interceptor.backends.nf_tables import Change, name, text
 from interceptor.errors import BackendError
-from interceptor.render.iptables import PREFIX
 from interceptor.render.iptables_save import NEW
+from interceptor.render.names import IPTABLES_PREFIX
 from interceptor.values import Family
 
 NFTA_LIST_ELEM = 1
@@ -77,7 +77,7 @@ def _chains(family: int) -> Iterator[tuple[str, str]]:
     for payload in nf_tables.listed(nf_tables.NFT_MSG_GETCHAIN, family):
         attributes = nlattr.parse_attrs(payload)
         chain = text(attributes[nf_tables.NFTA_CHAIN_NAME])
-        if chain.startswith(PREFIX) and not chain.startswith(NEW):
+        if chain.startswith(IPTABLES_PREFIX) and not chain.startswith(NEW):
             yield text(attributes[nf_tables.NFTA_CHAIN_TABLE]), chain
 
 

@@ -6,7 +6,6 @@ Rules are written as iptables-save prints them, so that what the kernel gives ba
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from itertools import product
 from typing import assert_never
 
@@ -33,25 +32,13 @@ from interceptor.plan.model import (
     timeout_name,
 )
 from interceptor.render import names
+from interceptor.render.iptables_save import TableRules
 from interceptor.values import Family, Network, PortRange, Proto, kernel_text
 
-PREFIX = names.IPTABLES_PREFIX
 ANNOUNCED = names.IPTABLES_ANNOUNCED
 MULTIPORT_SLOTS = 15  # XT_MULTI_PORTS, linux/netfilter/xt_multiport.h; a range takes two
 TABLES = ("raw", "mangle", "nat")
 IN_TABLE = {Table.RAW: "raw", Table.TIMEOUT: "raw", Table.MANGLE: "mangle", Table.NAT: "nat"}
-
-
-@dataclass(slots=True)
-class TableRules:
-    """What one iptables table holds of ours: chains with their rules, and the one jump from each built-in chain."""
-
-    chains: dict[str, list[str]] = field(default_factory=dict)
-    jumps: dict[str, list[str]] = field(default_factory=dict)  # built-in chain -> our chains, in order
-    # Built-in chain -> how many rules of others stand before our first jump: they may take packets away from us.
-    behind: dict[str, int] = field(default_factory=dict, compare=False)
-    # Chain that is not ours -> rules of others in it that lead into our chains, other than by the bare jump.
-    strays: dict[str, list[str]] = field(default_factory=dict)
 
 
 def chain_name(chain: Chain) -> str:
@@ -61,7 +48,7 @@ def chain_name(chain: Chain) -> str:
 
 def _name(table: Table, name: str) -> str:
     # raw/OUTPUT is entered for two concerns.
-    return PREFIX + ("TIMEOUT" if table is Table.TIMEOUT and name == "OUTPUT" else name)
+    return names.IPTABLES_PREFIX + ("TIMEOUT" if table is Table.TIMEOUT and name == "OUTPUT" else name)
 
 
 def rules(plan: Plan, family: Family) -> dict[str, TableRules]:

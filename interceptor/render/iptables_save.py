@@ -1,27 +1,39 @@
 """Read iptables-save and iptables-restore text: what of it is ours, and which steps it asks for. No I/O.
 
-Ours are the chains whose names start with PREFIX, and the bare jumps to them from other chains; other rules that lead into them
-are strays, somebody else's but of no use without our chains. In iptables-nft's tables
-there are also markers, empty chains that say which built-in chain did not exist before us: see NEW.
+Ours are the chains whose names start with IPTABLES_PREFIX, and the bare jumps to them from other chains; other rules that lead
+into them are strays, somebody else's but of no use without our chains. In iptables-nft's tables there are also markers, empty
+chains that say which built-in chain did not exist before us: see NEW.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from interceptor.render.iptables import PREFIX, TableRules
 from interceptor.render.iptables_text import normalised, words
+from interceptor.render.names import IPTABLES_PREFIX
 
 # iptables-nft creates its tables and built-in chains with the first rule in them and never takes them away.
 # INTERCEPT_NEW_OUTPUT says that OUTPUT is there for our sake only, INTERCEPT_NEW_TABLE that the whole table is. In the
 # kernel, so that a clean by another process, after a crash or an upgrade, knows it.
-NEW = PREFIX + "NEW_"
+NEW = IPTABLES_PREFIX + "NEW_"
 NEW_TABLE = NEW + "TABLE"
 
 Verb = Literal["make", "delete jump", "delete stray", "insert jump", "append", "drop"]
 _VERBS: dict[str, Verb] = {"-D": "delete jump", "-I": "insert jump", "-A": "append", "-X": "drop"}
+
+
+@dataclass(slots=True)
+class TableRules:
+    """What one iptables table holds of ours: chains with their rules, and the one jump from each built-in chain."""
+
+    chains: dict[str, list[str]] = field(default_factory=dict)
+    jumps: dict[str, list[str]] = field(default_factory=dict)  # built-in chain -> our chains, in order
+    # Built-in chain -> how many rules of others stand before our first jump: they may take packets away from us.
+    behind: dict[str, int] = field(default_factory=dict, compare=False)
+    # Chain that is not ours -> rules of others in it that lead into our chains, other than by the bare jump.
+    strays: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +55,7 @@ def parse(text: str) -> dict[str, TableRules]:
     for name, lines in _sections(text):
         table = TableRules()
         for line in lines:
-            if line.startswith(f":{PREFIX}") and not line.startswith(f":{NEW}"):
+            if line.startswith(f":{IPTABLES_PREFIX}") and not line.startswith(f":{NEW}"):
                 table.chains[line[1:].split()[0]] = []
             elif line.startswith("-A "):
                 _add_rule(table, line[len("-A ") :])
@@ -58,9 +70,9 @@ def _add_rule(table: TableRules, line: str) -> None:
         table.chains[chain].append(rule)
         return
     match words(rule):
-        case ["-j", target] if target.startswith(PREFIX):
+        case ["-j", target] if target.startswith(IPTABLES_PREFIX):
             table.jumps.setdefault(chain, []).append(target)
-        case [*_, "-j" | "-g", target] if target.startswith(PREFIX):
+        case [*_, "-j" | "-g", target] if target.startswith(IPTABLES_PREFIX):
             table.strays.setdefault(chain, []).append(rule)
         case _ if chain not in table.jumps:
             table.behind[chain] = table.behind.get(chain, 0) + 1
@@ -69,7 +81,7 @@ def _add_rule(table: TableRules, line: str) -> None:
 def leftovers(text: str) -> Iterator[str]:
     """Tables ("nat") in which nothing of ours is left but markers."""
     for name, lines in _sections(text):
-        ours = [line[1:].split()[0] for line in lines if line.startswith(f":{PREFIX}")]
+        ours = [line[1:].split()[0] for line in lines if line.startswith(f":{IPTABLES_PREFIX}")]
         if ours and all(chain.startswith(NEW) for chain in ours):
             yield name
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from interceptor.plan.model import Hook
-from interceptor.render.iptables import PREFIX, TABLES, TableRules, restore_table
+from interceptor.render.iptables import TABLES, restore_table
+from interceptor.render.iptables_save import TableRules
 from interceptor.render.iptables_text import normalised
+from interceptor.render.names import IPTABLES_PREFIX
 from interceptor.values import Family
 
-GUARD = PREFIX + "GUARD"
+GUARD = IPTABLES_PREFIX + "GUARD"
 CAPTURING = ("mangle", "nat")
 _GUARDED = (Hook.PREROUTING.value, Hook.OUTPUT.value)  # the built-in chains of raw
 _LOOPBACK = {Family.V4: "127.0.0.0/8", Family.V6: "::1/128"}
