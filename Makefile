@@ -12,7 +12,7 @@ $(STAMP): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -qq --disable-pip-version-check -r requirements.lock
 	$(BIN)/pip install -qq --disable-pip-version-check --no-deps --config-settings editable_mode=compat -e .
-	$(BIN)/python -m compileall -q interceptor
+	$(BIN)/python -m compileall -q interceptor cni
 	touch $@
 
 check: $(STAMP)

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
+
+# Thousands of processes, of pytest and of what is tested, would each compile what they import.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # No deadline: timings are never asserted in tests. Building a Config and a Plan is slow beside what hypothesis expects.
 # The explain phase traces every line: minutes.

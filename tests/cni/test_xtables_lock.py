@@ -15,7 +15,7 @@ import pytest
 from cni.launcher import launcher
 from interceptor.backends import xtables_lock
 from interceptor.netns import entered
-from interceptor.render.iptables import PREFIX
+from interceptor.render.names import IPTABLES_PREFIX
 from tests.cni.agents import wait_until
 from tests.cni.calling import Binary
 from tests.rig.net import Pod
@@ -106,9 +106,9 @@ def test_an_add_waits_for_who_works_on_the_pods(script: Binary, lock: Path, pod:
         with held(lock, pod) as holder:
             adding = pool.submit(script.call, "ADD", pod.path, config)
             wait_until(lambda: opened_by(lock) - {holder.pid}, lock)
-            assert PREFIX not in pod.run("iptables-legacy-save")
+            assert IPTABLES_PREFIX not in pod.run("iptables-legacy-save")
         assert adding.result().status == 0
-    assert PREFIX in pod.run("iptables-legacy-save")
+    assert IPTABLES_PREFIX in pod.run("iptables-legacy-save")
 
 
 def test_who_has_it_is_told_apart_by_namespace(lock: Path, runtime: Pod, pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:

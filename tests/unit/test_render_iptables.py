@@ -7,8 +7,8 @@ import ipaddress
 import pytest
 
 from interceptor.plan.model import Chain, Drop, Goto, Hook, Jump, Match, Plan, Return, Rule, Table
-from interceptor.render.iptables import TableRules, port_chunks, restore, restore_table, rules, specs
-from interceptor.render.iptables_save import Step, parse, steps
+from interceptor.render.iptables import port_chunks, restore, restore_table, rules, specs
+from interceptor.render.iptables_save import Step, TableRules, parse, steps
 from interceptor.render.iptables_switch import GUARD, switch
 from interceptor.values import Family, IdRange, PortRange, Proto
 
