@@ -126,7 +126,7 @@ def _counted(found: dict[str, str], net: Net) -> list[int]:
     ]
 
 
-# A SYN that comes while rules change is dropped, and sent again after 1, 3 and 7 s (RFC 6298): emulated, a change takes seconds.
+# A SYN that comes while rules change is dropped, and sent again after 1, 3 and 7 s (RFC 6298); emulated, a change takes some.
 PATIENCE_S = 15.0
 
 
