@@ -15,14 +15,12 @@ from interceptor.plan.build import build_plan
 from interceptor.plan.model import Plan
 from tests.rig.capturing import Capture, options
 from tests.rig.client import Answer, ask
-from tests.rig.kernel import forget_connections
+from tests.rig.kernel import NFT_ONLY, forget_connections
 from tests.rig.world import NETS, Net, World, world
 
 BACKENDS = ("nft", "iptables-nft", "iptables-legacy", "libiptc")
-TOOLS = (
-    "ip",
-    "nft",
-    "conntrack",
+TOOLS = ("ip", "nft", "conntrack")
+IPTABLES = (
     "iptables-nft-restore",
     "ip6tables-nft-restore",
     "iptables-legacy-restore",
@@ -58,7 +56,7 @@ def _text(item: pytest.Item, name: str) -> str:
 
 @pytest.fixture(scope="session", autouse=True)
 def _needs() -> None:
-    missing = [tool for tool in TOOLS if shutil.which(tool) is None]
+    missing = [tool for tool in (*TOOLS, *(() if NFT_ONLY else IPTABLES)) if shutil.which(tool) is None]
     if os.geteuid() != 0 or missing:
         pytest.fail(f"netns tests need root and {', '.join(missing) or 'its capabilities'}", pytrace=False)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.rig.kernel import NFT_ONLY
 from tests.rig.net import Pod
 from tests.rig.world import OUTBOUND, PORTS
 
@@ -46,7 +47,7 @@ RESTORES = {
 def add_foreign_rules(pod: Pod) -> None:
     """Someone else's rules, in nftables and in both kinds of iptables tables."""
     pod.run("nft", "-f", "-", stdin=_NFT)
-    for program in (*RESTORES["iptables-nft"], *RESTORES["iptables-legacy"]):
+    for program in () if NFT_ONLY else (*RESTORES["iptables-nft"], *RESTORES["iptables-legacy"]):
         pod.run(program, "--noflush", stdin=_TABLES)
 
 
