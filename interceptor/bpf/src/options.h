@@ -65,7 +65,7 @@ INLINE void read_syn_options(struct __sk_buff *skb, const struct packet *packet,
 		}
 		at = forget(skb, at + length);
 	}
-	to->has = forget(skb, to->has);
+	to->has = forget(skb, to->has); /* nor all that comes behind the loop once for every combination */
 }
 
 /* How many words of options in the usual layout there are at `option`; another layout ends early, or not at all. */

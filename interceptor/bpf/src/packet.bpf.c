@@ -230,10 +230,8 @@ INLINE int on_opener(struct __sk_buff *skb, const int family)
 		record_syn(skb, &packet, &options, cookie, flow, family);
 		return NEXT;
 	}
-	if (!request || !limit)
-		return NEXT;
 	client = record_accepted(skb, &packet, &options, request, cookie, *limit, family);
-	if (client && from_accepted(skb, &packet, client, family) == DROP)
+	if (client && limit_window(skb, &packet, client, family) == DROP)
 		return DROP;
 	return pass_opener(skb, &packet);
 }
