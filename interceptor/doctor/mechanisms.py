@@ -44,10 +44,9 @@ def findings(config: Config) -> Iterator[Finding]:
         return
     yield _configuration(config)
     backends = [name for name in detect.NAMES if name not in missing]
-    untried = config.backend != "libiptc" and len(backends) > 1 and "libiptc" in backends
-    yield _programs(missing, "libiptc (not tried)" if untried else "libiptc")
-    if untried:
+    if config.backend != "libiptc" and len(backends) > 1 and "libiptc" in backends:
         backends.remove("libiptc")  # seconds, for what is the last choice
+    yield _programs(missing, backends)
     chosen = backends[0] if config.backend == "auto" and backends else config.backend
     for name, (way, used_by) in WAYS.items():
         yield _way(name, used_by, {backend: _refusal(way, backend) for backend in backends}, chosen)
@@ -63,9 +62,9 @@ def _configuration(config: Config) -> Finding:
     return Finding("rules", "this configuration", "ok", f"init would use {report.backend} ({report.reason})", needed=True)
 
 
-def _programs(missing: dict[detect.BackendName, str], libiptc: str) -> Finding:
+def _programs(missing: dict[detect.BackendName, str], tried: list[detect.BackendName]) -> Finding:
     there = [name for name in detect.NAMES if name not in missing]
-    shown = ", ".join(libiptc if name == "libiptc" else name for name in there) or "none"
+    shown = ", ".join(name if name in tried else f"{name} (not tried)" for name in there) or "none"
     advice = "; ".join(f"{name}: {why}" for name, why in missing.items())
     status: Status = "ok" if not missing else "warn" if there else "missing"
     by_backend: dict[str, str] = {name: missing.get(name, "") for name in detect.NAMES}

@@ -47,6 +47,7 @@ def test_every_mechanism_works_here_with_every_backend(pod: Pod) -> None:
 
     assert code == 0
     assert found["this configuration"]["status"] == "ok"
+    assert found["backends"]["found"] == "usable: nft, iptables-nft, iptables-legacy, libiptc (not tried)"
     for name in ("redirect", "owner match", "tproxy", "conntrack zones", "conntrack timeouts", "original source"):
         assert found[name]["by_backend"] == {"nft": "", "iptables-nft": "", "iptables-legacy": ""}
 
