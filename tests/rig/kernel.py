@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from contextlib import suppress
 from dataclasses import dataclass
 
 from tests.rig.net import Pod
 
-# Said by who runs the tests where iptables is not installed on purpose; else its absence is an error.
+# Said by who runs the tests where iptables is left out on purpose; else its absence is an error, and with it its presence.
 NFT_ONLY = "NFT_ONLY" in os.environ
+if NFT_ONLY and shutil.which("iptables"):
+    raise RuntimeError("NFT_ONLY is set, and iptables is installed: its rules would not be looked at")
 SAVES = () if NFT_ONLY else tuple(f"{ip}tables-{kind}-save" for kind in ("nft", "legacy") for ip in ("ip", "ip6"))
 STATE = (
     ("nft", "-a", "list", "ruleset"),

@@ -6,10 +6,11 @@ the lists of here, all else is pytest's.
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from collections.abc import Iterator
+
+from tests.rig.kernel import NFT_ONLY
 
 # By the Debian suite it comes from. The newest is first: what breaks there is news, and it takes longest.
 # Its own tools matter as much: nft 1.1 lists rules otherwise than 1.0.
@@ -28,9 +29,7 @@ LACKS: dict[str, dict[str, str]] = {
 }
 # libiptc's workers take seconds a call under emulation; it has variants of its own, and one test where iptables is newer:
 # what python-iptables knows of libxtables changes with it.
-# NFT_ONLY: tests/rig/kernel.py.
-_NFT_ONLY = "NFT_ONLY" in os.environ
-_BACKENDS = ("nft",) if _NFT_ONLY else ("nft", "iptables-nft", "iptables-legacy")
+_BACKENDS = ("nft",) if NFT_ONLY else ("nft", "iptables-nft", "iptables-legacy")
 _CLEAN = "tests/netns/test_contract_lifecycle.py::test_disable_leaves_everything_as_it_was"
 # Where the kernel said more of a rule than we know, all else would work too, and more slowly.
 _NO_PROGRAM = "tests/netns/test_nft_bytes.py::test_no_program_is_started"
@@ -53,7 +52,7 @@ FULL = (
     "-m",
     "not torture",
     "-k",
-    "not libiptc and not iptables" if _NFT_ONLY else "not libiptc",
+    "not libiptc and not iptables" if NFT_ONLY else "not libiptc",
 )
 
 
@@ -82,7 +81,7 @@ def short(release: str) -> tuple[str, ...]:
         *kernel_tests(release),
         _NO_PROGRAM,
         *(f"{_CLEAN}[{backend}-tproxy]" for backend in _BACKENDS),
-        *([f"{_CLEAN}[libiptc-default]"] if release in USERLANDS and not _NFT_ONLY else []),
+        *([f"{_CLEAN}[libiptc-default]"] if release in USERLANDS and not NFT_ONLY else []),
         *(f"{_PACKETS}[{backend}-{texts}]" for backend in _BACKENDS for texts in ("redirect", "tproxy, UDP, DNS")),
         *(f"tests/proxy/test_captured.py::test_{name}" for name in _PROXY),
         *(f"tests/cni/{name}" for name in _CNI),
