@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from interceptor import capture
 from interceptor.backends import detect
@@ -62,7 +62,7 @@ def _configuration(config: Config) -> Finding:
     return Finding("rules", "this configuration", "ok", f"init would use {report.backend} ({report.reason})", needed=True)
 
 
-def _programs(missing: dict[detect.BackendName, str], tried: list[detect.BackendName]) -> Finding:
+def _programs(missing: dict[detect.BackendName, str], tried: Collection[str]) -> Finding:
     there = [name for name in detect.NAMES if name not in missing]
     shown = ", ".join(name if name in tried else f"{name} (not tried)" for name in there) or "none"
     advice = "; ".join(f"{name}: {why}" for name, why in missing.items())
