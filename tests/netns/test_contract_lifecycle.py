@@ -93,6 +93,7 @@ def test_enable_otherwise_is_as_if_it_were_the_first(host: World, backend: str) 
             assert capture.check(options(backend=backend, **texts), netns=host.pod.name).differences == ()
 
 
+@pytest.mark.iptables
 def test_another_backends_rules_are_removed(host: World, backend: str) -> None:
     before = snapshot(host.pod)
     for other in ("nft", "iptables-nft", "iptables-legacy"):
@@ -317,6 +318,7 @@ def test_udp_is_decided_anew_with_each_datagram(second: dict[str, str], w: World
         assert ask_all([out, into]) == [Answer("outbound", out.to), Answer("inbound", into.to)]
 
 
+@pytest.mark.iptables
 def test_changing_the_backend_under_traffic_loses_and_leaks_nothing(w: World, backend: str) -> None:
     other = "iptables-nft" if backend == "nft" else "nft"
     with capturing(w.pod, backend=other), open_connections(questions(w), CAPTURED):

@@ -76,6 +76,7 @@ def test_disabling(w: World, backend: str) -> None:
         assert snapshot(w.pod) == before, f"step {step}"
 
 
+@pytest.mark.iptables
 def test_changing_the_backend(w: World, backend: str) -> None:
     old, new = {"backend": "iptables-nft" if backend == "nft" else "nft", **OLD}, {"backend": backend, **OLD}
     for step in crashes_from(w, old, "enable", new):

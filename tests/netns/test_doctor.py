@@ -42,6 +42,7 @@ def doctor(*arguments: str, user: tuple[str, ...] = ()) -> tuple[int, dict[str, 
     return done.returncode, {found["name"]: found for found in json.loads(done.stdout)["findings"]}
 
 
+@pytest.mark.iptables
 def test_every_mechanism_works_here_with_every_backend(pod: Pod) -> None:
     code, found = doctor("--netns", pod.name)
 

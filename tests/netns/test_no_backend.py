@@ -105,6 +105,7 @@ def test_clean_of_nothing_succeeds(pod: Pod) -> None:
     assert (done.returncode, done.stdout) == (0, "nothing to remove\n")
 
 
+@pytest.mark.iptables
 def test_clean_does_not_hide_that_it_cannot_look_into_legacy_tables(pod: Pod) -> None:
     assert interceptor([], INSTALLED, "init", "--netns", pod.name, "--backend", "iptables-legacy").returncode == 0
 

@@ -59,6 +59,7 @@ def test_another_backend_takes_over(first: str, second: str, host: World, monkey
     assert snapshot(host.pod) == before
 
 
+@pytest.mark.iptables
 def test_strays_go_along_and_are_named(host: World, monkeypatch: pytest.MonkeyPatch) -> None:
     before = snapshot(host.pod)
     enable(host.pod, backend="iptables-nft")
@@ -70,6 +71,7 @@ def test_strays_go_along_and_are_named(host: World, monkeypatch: pytest.MonkeyPa
     assert snapshot(host.pod) == before
 
 
+@pytest.mark.iptables
 def test_what_cannot_be_taken_whole_stays_whole(host: World) -> None:
     with capturing(host.pod, backend="iptables-nft"):
         # Through a map, which only nft can write, and we do not look into.
@@ -81,6 +83,7 @@ def test_what_cannot_be_taken_whole_stays_whole(host: World) -> None:
         host.pod.run("nft", "flush", "chain", "ip", "nat", "OUTPUT")
 
 
+@pytest.mark.iptables
 def test_legacy_tables_that_cannot_be_read_are_told(host: World, monkeypatch: pytest.MonkeyPatch) -> None:
     uninstall(monkeypatch, "iptables-legacy", "ip6tables-legacy")
     monkeypatch.setattr("interceptor.backends.detect._has_python_iptables", lambda: False)

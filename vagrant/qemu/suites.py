@@ -51,7 +51,7 @@ FULL = (
     "tests/proxy/test_lifecycle.py",
     "-m",
     "not torture",
-    "-k",
+    "-k",  # looks at names, parameters and markers
     "not libiptc and not iptables" if NFT_ONLY else "not libiptc",
 )
 
