@@ -12,9 +12,9 @@ from functools import lru_cache
 from interceptor import facts, release
 from interceptor.backends import announced as noting
 from interceptor.backends import at_connect, detect, surroundings
-from interceptor.backends.base import Difference, Observed, compare
+from interceptor.backends.base import Difference, NotConfirmed, Observed, compare
 from interceptor.config import Config, warnings
-from interceptor.errors import InterceptorError
+from interceptor.errors import BackendError, InterceptorError
 from interceptor.plan.build import build_plan
 from interceptor.plan.model import HostFacts, Plan
 from interceptor.release import Removed, disable, guard
@@ -35,6 +35,9 @@ __all__ = [
     "prepare",
     "usable",
 ]
+
+
+STANDS = "The new rules stand; what was there before may not all be gone: run the same command again, or clean"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +85,10 @@ def prepare(config: Config, *, netns: str | None = None, resolvers: Sequence[str
 
 
 def usable(config: Config) -> str:
-    """The backend that enable() would use, judged by what is installed here. Raises ConfigError, Unsupported, BackendError."""
+    """The backend that enable() would use, judged by what is installed and mounted here, whatever the namespace is.
+
+    Not by a cgroup that `config` names: it may be a pod that makes it. Raises ConfigError, Unsupported, BackendError.
+    """
     if config.outbound == "connect":
         at_connect.require()
     return detect.choose(config.backend, detect.Missing(config.backend), needs_nft=config.proxy_cgroup is not None).name
@@ -101,7 +107,8 @@ def enable(
     `had_rules`: there were rules here, though they may be lost. What was captured is never let go again: `--before-proxy
     bypass` opens only where there were none, and what its rules have noted is kept.
 
-    Raises NetnsError for the host's own namespace unless `allow_host`, Unsupported, BackendError; then nothing has changed.
+    Raises NetnsError for the host's own namespace unless `allow_host`, Unsupported, BackendError. Then nothing has changed,
+    unless the text says that the new rules stand or the old ones are gone.
     """
     with release.to_change(netns, allow_host):
         found = _look(config, netns, resolvers)
@@ -110,22 +117,27 @@ def enable(
         if plan.waiting:
             plan = replace(plan, announced=_has_announced(missing, had_rules))
         choice = _choose(config, plan, missing)
-        surroundings_changed = surroundings.prepare(plan)
         backend = release.backend(choice.name)
+        surroundings_changed = surroundings.prepare(plan)
         switched = None
         try:
             switched = at_connect.switch_on(plan)
             changed = backend.apply(plan)
-        except InterceptorError:
+        except NotConfirmed:
+            raise  # the new rules, which stand, need what is around them
+        except Exception:  # also what no backend foresaw, as EMFILE
             if switched is not None:
                 switched.undo()
             surroundings_changed.undo()
             raise
         # After the new rules stand: at no moment is nothing captured.
-        changed = at_connect.settle(plan, switched) or changed
-        removed, strays = release.remove_others(choice.name, missing)
-        tidied = surroundings.tidy(plan)
-        changed = changed or bool(surroundings_changed) or bool(removed) or tidied
+        try:
+            changed = at_connect.settle(plan, switched) or changed
+            removed, strays = release.remove_others(choice.name, missing)
+            changed = surroundings.tidy(plan) or changed
+        except (InterceptorError, OSError) as error:
+            raise BackendError(f"{error}. {STANDS}") from error
+        changed = changed or bool(surroundings_changed) or bool(removed)
         said = (*release.about_rules((*backend.strays, *strays), missing), *_warnings(config, found))
         return Report(changed, choice.name, choice.reason, removed, said, plan)
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
+from interceptor.errors import BackendError
 from interceptor.plan.model import Plan
 
 DifferenceKind: TypeAlias = Literal["missing", "extra", "changed", "reordered"]
@@ -33,6 +34,10 @@ class Observed:
     chains: Mapping[str, tuple[str, ...]]
 
 
+class NotConfirmed(BackendError):
+    """New rules were loaded, all of them, in the place of old ones; that they stand could not be read back."""
+
+
 class Backend(Protocol):
     """All verbs work on the network namespace of the calling thread; none leaves a half-applied state behind.
 
@@ -46,7 +51,7 @@ class Backend(Protocol):
     def apply(self, plan: Plan) -> bool:
         """Make the kernel hold `plan` and nothing else of ours in this backend's tables; whether that took a change.
 
-        Raises BackendError. Reads back before it returns.
+        Raises BackendError: then nothing has changed, but for NotConfirmed. Reads back before it returns.
 
         Atomic as far as the kernel allows (one transaction on nft; a table and family each on iptables). Idempotent.
         """

@@ -127,7 +127,7 @@ class IptablesBackend:
                 self._restore(family, wanted[family], held.tables)
             self._finish(wanted)
             self._read_back(plan)
-        except InterceptorError as error:
+        except Exception as error:
             self._roll_back(begun, before, error)
             raise
         self.strays = tuple(_strays(before))
@@ -164,7 +164,7 @@ class IptablesBackend:
             more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
             raise BackendError(f"{self.name} reported success, but the kernel holds something else: {differences[0]}{more}")
 
-    def _roll_back(self, begun: Iterable[Family], before: Mapping[Family, _Held], cause: InterceptorError) -> None:
+    def _roll_back(self, begun: Iterable[Family], before: Mapping[Family, _Held], cause: Exception) -> None:
         """Put the families that were `begun` back. Raises BackendError, from `cause`, if it concerned any rule."""
         try:
             touched = [family for family in begun if self._put_back(family, before[family].tables)]
@@ -205,7 +205,7 @@ class IptablesBackend:
                 begun.append(family)
                 self._restore(family, {}, held.tables)
                 found |= bool(held.tables)
-        except InterceptorError as error:
+        except Exception as error:
             self._roll_back(begun, before, error)
             raise
         self.strays = tuple(_strays(before))

@@ -11,7 +11,7 @@ from contextlib import suppress
 from functools import lru_cache
 
 from interceptor.backends import cgroups, nft_load, nft_table, process
-from interceptor.backends.base import Observed, compare
+from interceptor.backends.base import NotConfirmed, Observed, compare
 from interceptor.backends.nft_load import Loadable
 from interceptor.errors import BackendError
 from interceptor.plan.model import Plan
@@ -41,8 +41,14 @@ class NftBackend:
         except OSError:
             # The kernel's errno alone does not say what it lacks, nor which rule it refuses.
             process.run_checked(APPLY, stdin=nft.script(plan), doing="loading the nft table")
-        if not self.holds(plan):
-            self._read_back(plan)
+        try:
+            if not self.holds(plan):
+                self._read_back(plan)
+        except Exception as error:
+            if stands:
+                raise NotConfirmed(f"{error}; the old rules are gone: run the same command again, or clean") from error
+            nft_table.delete()
+            raise
         return True
 
     def holds(self, plan: Plan) -> bool:

@@ -28,6 +28,8 @@ from interceptor.errors import BackendError
 from interceptor.render.names import IPTABLES_PREFIX, NFT_ANNOUNCED, NFT_TABLE
 
 NFTNL_UDATA_RULE_COMMENT = 0
+# What this process or the host is short of says nothing of what the kernel has.
+SHORT_OF = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 _TABLE = NFT_TABLE.encode() + b"\0"
 
 
@@ -105,6 +107,10 @@ def _dump(message: int, attributes: bytes, family: int = NFPROTO_INET) -> list[b
         from interceptor.backends import hints  # for those who fail
 
         raise BackendError(f"reading nftables: permission denied. {hints.NEEDS_NET_ADMIN}") from error
+    except OSError as error:
+        if error.errno in SHORT_OF:
+            raise BackendError(f"reading nftables: {error.strerror}") from error
+        raise
 
 
 def _comment(userdata: bytes) -> str:

@@ -150,6 +150,7 @@ def u32(payload: bytes | None, otherwise: int) -> int:
 
 
 def _opened() -> IPRoute | RouteMessages:
+    """What changes are made by. Raises BackendError."""
     netlink.forget()
     try:
         from pyroute2 import IPRoute  # 180–250 ms: only when there is something to change
@@ -157,7 +158,10 @@ def _opened() -> IPRoute | RouteMessages:
         from interceptor.backends.route_messages import RouteMessages
 
         return RouteMessages()
-    return IPRoute()
+    try:
+        return IPRoute()
+    except OSError as error:
+        raise BackendError(f"changing ip rules and routes: {error.strerror or error}") from error
 
 
 def _refusal() -> type[Exception]:

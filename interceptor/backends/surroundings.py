@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from interceptor.backends import address, cttimeout, routes
 from interceptor.backends.base import Difference
-from interceptor.errors import BackendError, InterceptorError
+from interceptor.errors import BackendError
 from interceptor.plan.model import Plan, PolicyRoute
 
 
@@ -53,7 +53,7 @@ def prepare(plan: Plan) -> Prepared:
             routes.ensure((*before, *missing))
         if absent:
             address.add_inbound_source()
-    except InterceptorError:
+    except Exception:  # also what no backend foresaw, as EMFILE: half of it is worse than any
         Prepared(before, bool(missing), added_address=False).undo()
         raise
     return Prepared(before, bool(missing), absent)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from interceptor.backends.process import SEARCH_PATH
+from tests.rig.kernel import snapshot
 from tests.rig.net import Pod, pods
 
 pytestmark = [pytest.mark.netns, pytest.mark.slow]
@@ -90,6 +91,19 @@ def test_a_cgroup_names_the_one_backend_that_could(pod: Pod) -> None:
 
     assert done.returncode == 6
     assert "only nft matches --proxy-cgroup: nft is not installed" in done.stderr
+
+
+def test_what_this_process_is_short_of_is_not_what_the_kernel_lacks(pod: Pod) -> None:
+    before = snapshot(pod)
+    for limit in range(6, 20):  # with fewer Python itself does not start
+        argv = ["sh", "-c", 'ulimit -n "$0"; exec "$@"', str(limit), sys.executable, *INSTALLED, "init", "--netns", pod.name]
+        done = subprocess.run(argv, text=True, capture_output=True, timeout=60, check=False)
+        if done.returncode == 0:
+            assert limit > 6
+            return
+        assert "Too many open files" in done.stderr.splitlines()[-1]
+        assert snapshot(pod) == before, f"with {limit}: {done.stderr}"
+    raise AssertionError(done.stderr)
 
 
 def test_plan_needs_none(pod: Pod) -> None:
