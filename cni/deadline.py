@@ -1,4 +1,4 @@
-"""A deadline for one request that this process carries out itself. Not for threads: it works by SIGALRM."""
+"""An end for one request that this process carries out itself: its deadline, or SIGTERM. By signals, so not for threads."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from cni.plugin import Result
 from cni.protocol import CniError
 
 
-class _TimeUp(BaseException):
-    """Not an Exception: nothing on the way may take it for an ordinary failure and go on."""
+class _Ended(BaseException):
+    """Not an Exception: nothing on the way may take it for an ordinary failure and go on. A program that runs then is ended."""
 
 
 def within(
@@ -22,25 +22,33 @@ def within(
     stdin: bytes,
     say: Callable[[str], None],
 ) -> Result:
-    """`work()`; when it takes longer, DEL ends well, the others with "try again later" or as `onFailure` has it."""
+    """`work()`. When it takes longer, or SIGTERM ends it, DEL and GC end well, STATUS "not available", the others with "try
 
-    def time_is_up(_number: int, _frame: FrameType | None) -> None:
-        raise _TimeUp
+    again later" or as `onFailure` has it.
+    """
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        # Once: the answer must get out.
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise _Ended(f"within {seconds:g} s" if number == signal.SIGALRM else "before SIGTERM ended it")
 
     if seconds is None:
         return work()
-    before = signal.signal(signal.SIGALRM, time_is_up)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    before = {number: signal.getsignal(number) for number in (signal.SIGALRM, signal.SIGTERM)}
     try:
+        for number in before:
+            signal.signal(number, end)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
         return work()
-    except _TimeUp:
+    except _Ended as ended:
         command = environment.get("CNI_COMMAND", "")
-        if command == "DEL":
+        if command in ("DEL", "GC"):
             return 0, None
-        error = CniError(
-            protocol.TRY_AGAIN_LATER, f"{command} was not done within {seconds:g} s", "a program or lock was waited for"
-        )
+        code = protocol.NOT_AVAILABLE if command == "STATUS" else protocol.TRY_AGAIN_LATER
+        error = CniError(code, f"{command} was not done {ended}", "a program or lock was waited for")
         return plugin.not_done(environment, stdin, error, say)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 VERSION_ANSWER = b'{"cniVersion": "1.1.0", "supportedVersions": ["0.3.1", "0.4.0", "1.0.0", "1.1.0"]}\n'
-# In-process, the same deadlines as with the agent (shim.py).
-DEADLINE_S = {"ADD": 30, "CHECK": 10, "DEL": 4}
 CHUNK = 1 << 16
 AGENT_KEY = b'"agentSocket"'
 
@@ -84,6 +82,7 @@ def _in_process(environment: Mapping[str, str], stdin: bytes) -> tuple[int, byte
     from cni.deadline import within
     from cni.ops import InProcess
     from cni.output import to_bytes
+    from cni.shim import DEADLINE_S
     from cni.wire import told
 
     said: list[str] = []

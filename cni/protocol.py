@@ -6,11 +6,12 @@ open, they are made as its library's `skel` makes them, since that is what runti
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
+
+from cni import strict_json
 
 Command: TypeAlias = Literal["ADD", "DEL", "CHECK", "GC", "STATUS", "VERSION"]
 JsonObject: TypeAlias = dict[str, Any]
@@ -146,7 +147,7 @@ def _args(text: str, *, lenient: bool) -> dict[str, str]:
 
 def _config(stdin: bytes) -> JsonObject:
     try:
-        found = json.loads(stdin.decode())
+        found = strict_json.loads(stdin.decode())
     except (ValueError, RecursionError) as error:
         raise CniError(DECODING, "the network configuration on stdin is not JSON", str(error)) from error
     if not isinstance(found, dict):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Mapping
 
-# The runtime waits for minutes and is not told what it waits for; DEL must not hold up a pod's end.
+# With and without the agent. The runtime waits for minutes and is not told what it waits for; DEL must not hold up a pod's end.
 DEADLINE_S = {"ADD": 30.0, "CHECK": 10.0, "STATUS": 5.0, "DEL": 4.0, "GC": 4.0}
 # An agent that is being replaced is away for less than a second.
 RETRY_FIRST_S = 0.05

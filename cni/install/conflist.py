@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from json.decoder import scanstring  # type: ignore[attr-defined]  # documented in json.decoder's source, stable since 3.0
 from typing import Any
 
+from cni import strict_json
+
 TYPE = "interceptor-cni"
 _WHITESPACE = " \t\n\r"
 _decoder = json.JSONDecoder()
@@ -106,14 +108,9 @@ ORIGIN_KEY = "interceptor.io/made-from"
 
 def _loaded(text: str) -> Any:
     try:
-        return json.loads(text, parse_constant=_no_constant)
+        return strict_json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ConflistError(f"not JSON: {error}") from error
-
-
-def _no_constant(name: str) -> None:
-    # Python's own invention; runtimes, which are written in Go, take such a file for broken.
-    raise ValueError(f"{name} is no number")
 
 
 def _plugins(text: str) -> Iterator[_Member]:

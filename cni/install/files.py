@@ -66,13 +66,14 @@ def names(folder: str) -> list[str]:
 
 
 def read(path: str) -> str:
-    """The file's text. Raises OSError; ConflistError when it is not UTF-8."""
+    """The file's text; encoded() gives its bytes back, also where they are no UTF-8, which runtimes load. Raises OSError."""
     with open(path, "rb") as file:
-        content = file.read()
-    try:
-        return content.decode()
-    except UnicodeDecodeError as error:
-        raise conflist.ConflistError(f"not UTF-8: {error}") from error
+        return file.read().decode("utf-8", "surrogateescape")
+
+
+def encoded(text: str) -> bytes:
+    """What read() made text of, as bytes."""
+    return text.encode("utf-8", "surrogateescape")
 
 
 def write(path: str, content: bytes, mode: int | None = None) -> None:

@@ -188,7 +188,7 @@ def _list_changes(node: Node) -> list[Change]:
         # Never in place: a runtime takes it for a list only under another name, and its owner would not find it again.
         return [Change(own, _content(own), conflist.as_list(loaded.text, node.entry, loaded.name).encode())]
     path = os.path.join(node.net_dir, loaded.name)
-    edited = Change(path, loaded.text.encode(), conflist.with_entry(loaded.text, node.entry).encode())
+    edited = Change(path, files.encoded(loaded.text), files.encoded(conflist.with_entry(loaded.text, node.entry)))
     # Ours stood in for a single configuration that has become a list since.
     return [edited, Change(own, _content(own), None)]
 
@@ -206,7 +206,7 @@ def _changes_without_entry(node: Node) -> list[Change]:
         elif name.endswith(files.LIST_SUFFIX):
             with suppress(OSError, conflist.ConflistError):
                 text = files.read(path)
-                changes.append(Change(path, text.encode(), conflist.without_entry(text).encode()))
+                changes.append(Change(path, files.encoded(text), files.encoded(conflist.without_entry(text))))
     return changes
 
 

@@ -45,8 +45,8 @@ class NoRules:
 
 
 def require() -> None:
-    """Raises Unsupported where this program cannot capture at connect() at all."""
-    _connect()
+    """Raises Unsupported where this program or this host cannot capture at connect() at all."""
+    _connect().require()
 
 
 def switch_on(plan: Plan) -> Switched | None:

@@ -68,6 +68,13 @@ class _Wanted:
         return replace(self.policy, cgroup=str(self.proxy_cgroup_id)) if self.policy.cgroup else self.policy
 
 
+def require() -> None:
+    """Raises Unsupported where this host can capture nothing at connect(), by what it has and what is mounted."""
+    connect_pins.require_bpffs()
+    cgroups.mount_point()
+    _cookie()
+
+
 def switch_on(capture: ConnectCapture) -> Switched:
     """Capture as `capture` says, from one moment to the next, and nothing else of ours by this mechanism.
 
@@ -75,10 +82,7 @@ def switch_on(capture: ConnectCapture) -> Switched:
     """
     wanted = _wanted(capture)
     _refuse_foreign_users()
-    try:
-        cookie = netns_cookie()
-    except BpfError as error:
-        raise Unsupported(str(error)) from error
+    cookie = _cookie()
     try:
         return _switch_on(wanted, Pins(cookie))
     except (BpfError, OSError) as error:
@@ -112,6 +116,13 @@ def differences(capture: ConnectCapture | None) -> Iterator[Difference]:
 def is_there() -> bool:
     """Whether anything of ours captures here by this mechanism."""
     return Pins(netns_cookie()).held() is not None
+
+
+def _cookie() -> int:
+    try:
+        return netns_cookie()
+    except BpfError as error:
+        raise Unsupported(str(error)) from error
 
 
 def _wanted(capture: ConnectCapture) -> _Wanted:

@@ -38,6 +38,12 @@ class Held:
     lists: dict[bytes, bytes]
 
 
+def require_bpffs() -> None:
+    """Raises Unsupported where nothing can be pinned."""
+    if not links.is_bpffs(places.BPFFS):
+        raise Unsupported(f"--outbound connect: {places.BPFFS} is no bpffs; mount -t bpf bpf {places.BPFFS}")
+
+
 class Pins:
     """What is pinned for one network namespace."""
 
@@ -52,8 +58,7 @@ class Pins:
 
     def maps(self) -> dict[str, Map]:
         """All outer maps, made and pinned where they are missing."""
-        if not links.is_bpffs(places.BPFFS):
-            raise Unsupported(f"--outbound connect: {places.BPFFS} is no bpffs; mount -t bpf bpf {places.BPFFS}")
+        require_bpffs()
         for each in (places.root(), self.directory):
             with suppress(FileExistsError):
                 os.mkdir(each, 0o700)

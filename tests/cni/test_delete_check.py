@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from cni.launcher import launcher
 from tests.cni.calling import Binary
 from tests.cni.conftest import STATIC
 from tests.rig.kernel import snapshot, written
@@ -134,6 +135,23 @@ def test_status_needs_no_variable(binary: Binary) -> None:
 
 def test_status_says_what_is_wrong_with_the_entry(binary: Binary) -> None:
     assert binary.call("STATUS", None, binary.config("1.1.0", capture={"colour": "red"})).code == 7
+
+
+def test_status_says_that_nothing_can_be_pinned(runtime: Pod, tmp_path: Path) -> None:
+    path = tmp_path / "interceptor-cni"
+    path.write_text(launcher())
+    path.chmod(0o755)
+    without = Binary(("unshare", "-m", "sh", "-ec", 'mount -t tmpfs none /sys/fs/bpf; exec "$0"', str(path)), runtime)
+    wanted = {"outbound": "connect", "inbound": "off", "capture_cgroup": "/"}
+    done = without.call("STATUS", None, without.config("1.1.0", capture=wanted, prevResult=None))
+    assert done.code == 50
+    assert "/sys/fs/bpf is no bpffs" in done.object["details"]
+
+
+def test_status_does_not_wait_for_a_cgroup(binary: Binary) -> None:
+    # It may be a pod that makes it, one that is not captured: with a node that is not ready it would not start.
+    config = binary.config("1.1.0", capture={"backend": "nft", "proxy_cgroup": "nowhere"}, prevResult=None)
+    assert binary.call("STATUS", None, config).status == 0
 
 
 @pytest.mark.parametrize("attachments", [{}, {"cni.dev/valid-attachments": None}, {"cni.dev/attachments": []}])

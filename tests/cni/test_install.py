@@ -74,6 +74,27 @@ def test_everything_is_put_in_its_place_and_taken_away_without_a_trace(root: Pat
     assert node.uninstall(wanted) == []
 
 
+def test_a_list_that_is_no_utf8_is_edited_as_well(root: Path) -> None:
+    # Runtimes load it: Go's JSON takes what is no UTF-8 for U+FFFD.
+    path = root / "net.d" / "10-calico.conflist"
+    content = CALICO.encode().replace(b"1.0}", b'1.0, "owner": "M\xfcller"}')
+    path.write_bytes(content)
+    (root / "net.d" / "20-other.conflist").write_text(CALICO)
+    wanted = make(root)
+    node.install(wanted)
+    assert b"M\xfcller" in path.read_bytes()
+    assert node.status(wanted) == node.Status("10-calico.conflist", ())
+    node.uninstall(wanted)
+    assert path.read_bytes() == content
+
+
+def test_a_single_configuration_that_is_no_utf8_gets_a_list(root: Path) -> None:
+    (root / "net.d" / "10-calico.conflist").unlink()
+    (root / "net.d" / "10-bridge.conf").write_bytes(BRIDGE.encode().replace(b'"bridge"', b'"bridge", "owner": "M\xfcller"'))
+    node.install(make(root))
+    assert json.loads((root / "net.d" / files.OWN_LIST).read_bytes())["plugins"][0]["type"] == "bridge"
+
+
 def test_what_others_change_meanwhile_stays(root: Path) -> None:
     node.install(make(root))
     path = root / "net.d" / "10-calico.conflist"

@@ -57,7 +57,7 @@ def test_a_bad_interface_name_is_refused(binary: Binary, pod: Pod, ifname: str) 
 
 @pytest.mark.parametrize(
     "stdin",
-    [b"", b"{", b"nonsense", b'{"a": "\xff"}', b"[" * 100_000, b"null", b"[]", b'"x"', b"1"],
+    [b"", b"{", b"nonsense", b'{"a": "\xff"}', b'{"a": NaN}', b"[" * 100_000, b"null", b"[]", b'"x"', b"1"],
     ids=lambda text: repr(text[:9]),
 )
 def test_stdin_that_is_no_json_object_is_refused(binary: Binary, pod: Pod, stdin: bytes) -> None:

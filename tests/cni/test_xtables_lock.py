@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -17,7 +18,8 @@ from interceptor.backends import xtables_lock
 from interceptor.netns import entered
 from interceptor.render.names import IPTABLES_PREFIX
 from tests.cni.agents import wait_until
-from tests.cni.calling import Binary
+from tests.cni.calling import Binary, variables
+from tests.rig.kernel import snapshot
 from tests.rig.net import Pod
 
 # A lock of the test's own in place of the host's, which other tests need meanwhile.
@@ -109,6 +111,28 @@ def test_an_add_waits_for_who_works_on_the_pods(script: Binary, lock: Path, pod:
             assert IPTABLES_PREFIX not in pod.run("iptables-legacy-save")
         assert adding.result().status == 0
     assert IPTABLES_PREFIX in pod.run("iptables-legacy-save")
+
+
+@pytest.mark.parametrize("backend", ["iptables-legacy", "libiptc"])
+def test_an_add_that_is_ended_leaves_nobody_waiting(backend: str, script: Binary, lock: Path, pod: Pod) -> None:
+    before = snapshot(pod)
+    config = json.dumps(script.config(capture={"backend": backend})).encode()
+    with held(lock, pod) as holder:
+        with entered(pod.path):
+            argv, given = script.argv, variables("ADD", pod.path, {"CNI_NETNS_OVERRIDE": "1"})
+            adding = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=given)
+        assert adding.stdin is not None
+        adding.stdin.write(config)
+        adding.stdin.close()
+        adding.stdin = None
+        wait_until(lambda: opened_by(lock) - {holder.pid}, lock)
+        adding.terminate()
+        answer, _ = adding.communicate(timeout=60)
+        assert json.loads(answer)["code"] == 11
+        assert adding.returncode == 1
+        wait_until(lambda: not opened_by(lock) - {holder.pid}, lock)
+    assert script.call("DEL", pod.path).status == 0
+    assert snapshot(pod) == before
 
 
 def test_who_has_it_is_told_apart_by_namespace(lock: Path, runtime: Pod, pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
