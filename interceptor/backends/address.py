@@ -56,11 +56,13 @@ def remove_inbound_source() -> bool:
 
 
 def inbound_source_state() -> Literal["ours", "foreign", "absent"]:
-    """Whether lo has the address, and by whom."""
+    """Whether lo has the address, and by whom. Raises BackendError."""
     try:
         answers = netlink.dump(netlink.NETLINK_ROUTE, RTM_GETADDR, _HEADER.pack(socket.AF_INET6, 0, 0, 0, LOOPBACK_IFINDEX))
-    except OSError:  # a kernel without IPv6
-        return "absent"
+    except OSError as error:
+        if error.errno in netlink.SHORT_OF:
+            raise BackendError(f"listing the addresses of lo: {error.strerror}") from error
+        return "absent"  # a kernel without IPv6
     for answer in answers:
         family, _, short_flags, _, index = _HEADER.unpack_from(answer)
         attributes = nlattr.parse_attrs(answer[_HEADER.size :])

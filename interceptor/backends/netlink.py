@@ -5,6 +5,7 @@ For what must cost microseconds on every init: `import pyroute2` takes 180–250
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -31,6 +32,9 @@ NLMSG_DONE = 3
 SOL_NETLINK = 270
 SO_SNDBUFFORCE = 32  # asm-generic/socket.h; beyond the limit, for CAP_NET_ADMIN
 NETLINK_GET_STRICT_CHK = 12
+
+# What this process or the host is short of: says nothing of what the kernel has or holds.
+SHORT_OF = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 
 _HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
 # Above the 32 KiB that the kernel puts into one datagram of a dump; below the 128 KiB from which malloc asks the kernel.

@@ -9,7 +9,7 @@ import errno
 import socket
 
 from interceptor import nlattr
-from interceptor.backends import nf_tables
+from interceptor.backends import netlink, nf_tables
 from interceptor.backends.nf_tables import (
     NFPROTO_INET,
     NFT_MSG_GETCHAIN,
@@ -28,8 +28,6 @@ from interceptor.errors import BackendError
 from interceptor.render.names import IPTABLES_PREFIX, NFT_ANNOUNCED, NFT_TABLE
 
 NFTNL_UDATA_RULE_COMMENT = 0
-# What this process or the host is short of says nothing of what the kernel has.
-SHORT_OF = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 _TABLE = NFT_TABLE.encode() + b"\0"
 
 
@@ -108,7 +106,7 @@ def _dump(message: int, attributes: bytes, family: int = NFPROTO_INET) -> list[b
 
         raise BackendError(f"reading nftables: permission denied. {hints.NEEDS_NET_ADMIN}") from error
     except OSError as error:
-        if error.errno in SHORT_OF:
+        if error.errno in netlink.SHORT_OF:
             raise BackendError(f"reading nftables: {error.strerror}") from error
         raise
 

@@ -11,8 +11,11 @@ import pyroute2
 import pytest
 
 from interceptor import capture
-from interceptor.backends import netlink, process, routes
+from interceptor.backends import netlink, process, surroundings
+from interceptor.backends import routes as policy
 from interceptor.errors import BackendError, InterceptorError
+from interceptor.netns import entered
+from interceptor.plan.model import PolicyRoute
 from tests.rig.capturing import capturing, enable, options
 from tests.rig.kernel import snapshot
 from tests.rig.net import Pod, pods
@@ -47,8 +50,8 @@ class Refusing:
             (netlink, "request", refusal),
             (netlink, "transaction", refusal),
             (pyroute2, "IPRoute", refusal),
-            (routes, "_change_rule", BackendError("adding a rule: refused")),
-            (routes, "_change_route", BackendError("adding a route: refused")),
+            (policy, "_change_rule", BackendError("adding a rule: refused")),
+            (policy, "_change_route", BackendError("adding a route: refused")),
             (process, "run", BackendError("cannot be started")),
         ):
             monkeypatch.setattr(module, name, self._counted(getattr(module, name), error))
@@ -63,12 +66,12 @@ class Refusing:
         return call
 
 
-def each_refused(pod: Pod, texts: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[int, str]]:
-    """Enable again and again, another call refused each time: its number, and what enable said; ends when none was refused."""
+def each_refused(verb: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[int, str]]:
+    """Do `verb` again and again, another call refused each time: its number, and what was said; ends when none was refused."""
     for number in range(MOST_CALLS):
         with monkeypatch.context() as patched:
             refusing = Refusing(patched, number)
-            why = refused(pod, texts)
+            why = refused(verb)
         yield number, why
         if refusing.calls <= number:
             assert why == ""
@@ -76,10 +79,10 @@ def each_refused(pod: Pod, texts: dict[str, str], monkeypatch: pytest.MonkeyPatc
     raise AssertionError(f"more than {MOST_CALLS} calls")
 
 
-def refused(pod: Pod, texts: dict[str, str]) -> str:
-    """Why enable did not do it; "" when it did."""
+def refused(verb: Callable[[], object]) -> str:
+    """Why it was not done; "" when it was."""
     try:
-        enable(pod, **texts)
+        verb()
     except InterceptorError as error:
         return str(error)
     return ""
@@ -92,6 +95,12 @@ def held(pod: Pod) -> dict[str, str]:
     return found
 
 
+def policy_routes(pod: Pod) -> tuple[PolicyRoute, ...]:
+    """Those of ours that stand there."""
+    with entered(pod.path):
+        return surroundings.standing_routes()
+
+
 def assert_stands(pod: Pod, texts: dict[str, str], about: str) -> None:
     """What `texts` asks for is captured; other rules of ours may be left."""
     found = capture.check(options(**texts), netns=pod.name).differences
@@ -101,7 +110,7 @@ def assert_stands(pod: Pod, texts: dict[str, str], about: str) -> None:
 def test_the_first_time(pod: Pod, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     before = held(pod)
     texts = {"backend": backend, **NEW}
-    for number, why in each_refused(pod, texts, monkeypatch):
+    for number, why in each_refused(lambda: enable(pod, **texts), monkeypatch):
         if why and capture.STANDS not in why:
             assert held(pod) == before, f"call {number}: {why}"
         else:
@@ -113,10 +122,28 @@ def test_reconfiguring(pod: Pod, backend: str, monkeypatch: pytest.MonkeyPatch) 
     old, new = {"backend": backend, **OLD}, {"backend": backend, **NEW}
     with capturing(pod, **old):
         before = held(pod)
-        for number, why in each_refused(pod, new, monkeypatch):
+        for number, why in each_refused(lambda: enable(pod, **new), monkeypatch):
             if why and capture.STANDS not in why:
                 assert held(pod) == before, f"call {number}: {why}"
             else:
                 assert_stands(pod, new, f"call {number}: {why}")
                 capture.disable(netns=pod.name)  # else the old rules would keep what the new ones may have captured
                 enable(pod, **old)
+
+
+def test_removing(pod: Pod, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    empty = held(pod)
+    old = {"backend": backend, **NEW}
+    enable(pod, **old)
+    routes = policy_routes(pod)
+    assert routes
+    for number, why in each_refused(lambda: capture.disable(netns=pod.name), monkeypatch):
+        if not why:
+            assert held(pod) == empty, f"call {number}"
+        elif policy_routes(pod) != routes:
+            # Rules go first: none ever marks a packet that has no route.
+            assert capture.disable(netns=pod.name).backends == (), f"call {number}: {why}"
+        capture.disable(netns=pod.name)
+        assert held(pod) == empty, f"call {number}: {why}"
+        enable(pod, **old)
+    capture.disable(netns=pod.name)
