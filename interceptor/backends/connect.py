@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 
 from interceptor import netns
@@ -165,20 +165,22 @@ def _switch_on(wanted: _Wanted, pins: Pins) -> Switched:
     for stale in connect_pins.abandoned():
         if stale.cookie != pins.cookie:
             stale.remove()
-    with ExitStack() as closing:
+    with ExitStack() as opened:
         was_on = pins.held() is not None
         old_cgroup_id = pins.cgroup_ids().get(connect_pins.PROGRAMS[0])
         try:
             maps = pins.maps()
             for each in maps.values():
-                closing.callback(each.close)
+                opened.callback(each.close)
             before = special.inner_of(maps["active"], 0)
+            if before is not None:
+                opened.callback(before.close)
             pins.attach(maps, wanted.cgroup, wanted.cgroup_id)
             _swap(wanted, pins, maps, before)
         except (InterceptorError, OSError):
             _detach_new(pins, old_cgroup_id if was_on else None)
             raise
-        closing.pop_all()
+        opened.pop_all()
     return Switched(
         changed=True,
         undo=lambda: _undo(pins, maps, before, old_cgroup_id),
@@ -189,8 +191,7 @@ def _switch_on(wanted: _Wanted, pins: Pins) -> Switched:
 def _swap(wanted: _Wanted, pins: Pins, maps: dict[str, Map], before: Map | None) -> None:
     """Fill maps that nobody looks at yet, read them back, and make them the ones in use."""
     sets = 1 - _sets(before) if before is not None else 0
-    lists, policy = create_map(connect_pins.LISTS), create_map(connect_pins.POLICY)
-    try:
+    with closing(create_map(connect_pins.LISTS)) as lists, closing(create_map(connect_pins.POLICY)) as policy:
         for key, value in wanted.lists.items():
             lists.update(key, value)
         policy.update(connect_pins.FIRST, wanted.pack(pins.cookie, sets))
@@ -199,31 +200,32 @@ def _swap(wanted: _Wanted, pins: Pins, maps: dict[str, Map], before: Map | None)
             raise BackendError("--outbound connect: the kernel does not hold what was written to its maps. Nothing was changed")
         special.set_inner(maps["all_sets"], sets, lists)
         special.set_inner(maps["active"], 0, policy)
-    finally:
-        lists.close()
-        policy.close()
 
 
 def _undo(pins: Pins, maps: dict[str, Map], before: Map | None, old_cgroup_id: int | None) -> None:
-    if before is not None:
-        special.set_inner(maps["active"], 0, before)
-    _detach_new(pins, old_cgroup_id if before is not None else None)
-    _close(maps, before)
+    try:
+        if before is not None:
+            special.set_inner(maps["active"], 0, before)
+        _detach_new(pins, old_cgroup_id if before is not None else None)
+    finally:
+        _close(maps, before)
 
 
 def _detach_new(pins: Pins, old_cgroup_id: int | None) -> None:
     """Leave what was captured before with the cgroup that it was for; None: nothing was."""
     if old_cgroup_id is not None:
         pins.settle(old_cgroup_id)
-    elif pins.exist:
+    else:
         pins.remove()
 
 
 def _finish(pins: Pins, maps: dict[str, Map], before: Map | None, wanted: _Wanted) -> None:
-    if before is not None:
-        maps["all_sets"].delete(_sets(before).to_bytes(4, "little"))
-    pins.settle(wanted.cgroup_id)
-    _close(maps, before)
+    try:
+        if before is not None:
+            maps["all_sets"].delete(_sets(before).to_bytes(4, "little"))
+        pins.settle(wanted.cgroup_id)
+    finally:
+        _close(maps, before)
 
 
 def _close(maps: dict[str, Map], before: Map | None) -> None:

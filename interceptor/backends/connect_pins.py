@@ -9,7 +9,7 @@ import hashlib
 import os
 import struct
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from importlib import resources
 
@@ -62,7 +62,12 @@ class Pins:
         for each in (places.root(), self.directory):
             with suppress(FileExistsError):
                 os.mkdir(each, 0o700)
-        return {definition.name: self._map(definition) for definition in _bundled()[0].maps.values()}
+        with ExitStack() as opened:
+            made = {}
+            for definition in _bundled()[0].maps.values():
+                made[definition.name] = opened.enter_context(closing(self._map(definition)))
+            opened.pop_all()
+        return made
 
     def _map(self, definition: MapDefinition) -> Map:
         path = self._path(definition.name)
@@ -78,7 +83,11 @@ class Pins:
             made = special.create_socket_storage(definition)
         else:
             made = create_map(definition)
-        links.pin(made.descriptor, path)
+        try:
+            links.pin(made.descriptor, path)
+        except BaseException:
+            made.close()
+            raise
         return made
 
     def attach(self, maps: dict[str, Map], cgroup: str, cgroup_id: int) -> None:
@@ -94,14 +103,13 @@ class Pins:
                 if path is None:
                     link = links.attach_cgroup(loaded.programs[name], cgroup)
                     target = self._path(name)
-                    links.pin(link.descriptor, target + NEXT if os.path.exists(target) else target)
+                    with closing(link):  # attached as long as it is open: one that is not pinned must not stay
+                        links.pin(link.descriptor, target + NEXT if os.path.exists(target) else target)
                 else:
-                    link = links.open_pinned_link(path)
-                    link.replace(loaded.programs[name])
-                link.close()
+                    with closing(links.open_pinned_link(path)) as link:
+                        link.replace(loaded.programs[name])
         finally:
-            for program in loaded.programs.values():
-                program.close()
+            loaded.close_but(maps)
         self._set_version(version)
 
     def settle(self, cgroup_id: int) -> None:
@@ -143,25 +151,24 @@ class Pins:
         """The active policy; None when there is none, and nothing is captured."""
         if not os.path.exists(self._path("active")) or not os.path.exists(self._path("all_sets")):
             return None
-        active, all_sets = (links.open_pinned_map(self._path(name)) for name in ("active", "all_sets"))
-        try:
+        with (
+            closing(links.open_pinned_map(self._path("active"))) as active,
+            closing(links.open_pinned_map(self._path("all_sets"))) as all_sets,
+        ):
             return held_in(active, all_sets)
-        finally:
-            active.close()
-            all_sets.close()
 
     def remove(self) -> None:
-        """Stop capturing in one step, then take everything away."""
+        """Stop capturing in one step, then take everything away, be it what a run that failed has left."""
         if os.path.exists(self._path("active")):
-            active = links.open_pinned_map(self._path("active"))
-            active_delete(active)
-            active.close()
+            with closing(links.open_pinned_map(self._path("active"))) as active:
+                active_delete(active)
         # Programs before maps: what is left by a kill half-way is still found by its directory.
         for name in [name + end for name in PROGRAMS for end in ("", NEXT)]:
             _detach(self._path(name))
-        for name in os.listdir(self.directory):
-            links.unpin(self._path(name))
-        os.rmdir(self.directory)
+        with suppress(FileNotFoundError):
+            for name in os.listdir(self.directory):
+                links.unpin(self._path(name))
+            os.rmdir(self.directory)
         with suppress(OSError):
             os.rmdir(places.root())
 
@@ -174,14 +181,13 @@ def held_in(active: Map, all_sets: Map) -> Held | None:
     policy = special.inner_of(active, 0)
     if policy is None:
         return None
-    content = policy.lookup(FIRST) or b""
-    policy.close()
+    with closing(policy):
+        content = policy.lookup(FIRST) or b""
     lists = special.inner_of(all_sets, sets_of(content))
     if lists is None:
         return Held(content, {})
-    entries = dict(lists.items())
-    lists.close()
-    return Held(content, entries)
+    with closing(lists):
+        return Held(content, dict(lists.items()))
 
 
 def sets_of(policy: bytes) -> int:
@@ -224,17 +230,11 @@ def _bundled() -> tuple[elf.BpfObject, str]:
 def _detach(path: str) -> None:
     if not os.path.exists(path):
         return
-    link = links.open_pinned_link(path)
-    try:
+    with closing(links.open_pinned_link(path)) as link:
         link.detach()
-    finally:
-        link.close()
     links.unpin(path)
 
 
 def _cgroup_id(path: str) -> int:
-    link = links.open_pinned_link(path)
-    try:
+    with closing(links.open_pinned_link(path)) as link:
         return int(LINK_INFO.unpack_from(object_info(link.descriptor))[3])
-    finally:
-        link.close()

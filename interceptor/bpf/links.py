@@ -10,7 +10,7 @@ import os
 import struct
 from dataclasses import dataclass
 
-from interceptor.bpf.maps import Map, describe
+from interceptor.bpf.maps import Map, opened_map
 from interceptor.bpf.programs import Program
 from interceptor.bpf.syscall import LINK_CREATE, LINK_DETACH, LINK_UPDATE, OBJ_GET, OBJ_PIN, BpfError, Buffer, bpf, c_string
 
@@ -78,8 +78,7 @@ def pin(descriptor: int, path: str) -> None:
 
 def open_pinned_map(path: str) -> Map:
     """The map pinned at `path`. Raises BpfError."""
-    descriptor = _at_path(OBJ_GET, "opening", path)
-    return Map(descriptor, describe(descriptor))
+    return opened_map(_at_path(OBJ_GET, "opening", path))
 
 
 def open_pinned_link(path: str) -> Link:

@@ -165,6 +165,15 @@ def create_map(definition: MapDefinition, inner: Map | None = None) -> Map:
         raise BpfError(f"creating BPF map {definition.name}: {error.strerror}; needs CAP_BPF") from error
 
 
+def opened_map(descriptor: int) -> Map:
+    """The map behind `descriptor`, which it owns from now on. Raises OSError; then the descriptor is closed."""
+    try:
+        return Map(descriptor, describe(descriptor))
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
 def describe(descriptor: int) -> MapDefinition:
     """The definition of the map behind `descriptor`, as the kernel has it: for a map that was opened by its pin."""
     # struct bpf_map_info: type, id, key_size, value_size, max_entries, map_flags, name[16]

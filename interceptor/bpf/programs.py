@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 from importlib import resources
 
@@ -93,10 +93,15 @@ class Loaded:
 
     def close(self) -> None:
         """Let go of all descriptors."""
+        self.close_but({})
+
+    def close_but(self, kept: Container[str]) -> None:
+        """Let go of all descriptors but those of the maps named so, which somebody else holds."""
         for program in self.programs.values():
             program.close()
-        for each in self.maps.values():
-            each.close()
+        for name, each in self.maps.items():
+            if name not in kept:
+                each.close()
 
 
 def bundled(name: str) -> BpfObject:
@@ -129,7 +134,7 @@ def load(
         for code in source.programs.values():
             programs[code.name] = load_program(code, maps)
     except BaseException:
-        Loaded({name: each for name, each in maps.items() if name not in (reuse or {})}, programs).close()
+        Loaded(maps, programs).close_but(reuse or {})
         raise
     return Loaded(maps, programs)
 
@@ -145,9 +150,13 @@ def _data_map(source: BpfObject, section: str, constants: Mapping[str, bytes]) -
         content[offset : offset + size] = value
     is_constant = section == ".rodata"
     data = create_map(MapDefinition(section.strip("."), ARRAY, 4, len(content), 1, F_RDONLY_PROG if is_constant else 0))
-    data.update(bytes(4), bytes(content))
-    if is_constant:
-        data.freeze()
+    try:
+        data.update(bytes(4), bytes(content))
+        if is_constant:
+            data.freeze()
+    except BaseException:
+        data.close()
+        raise
     return data
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import struct
 
-from interceptor.bpf.maps import NAME_SIZE, Map, MapDefinition, create_map, describe
+from interceptor.bpf.maps import NAME_SIZE, Map, MapDefinition, create_map, opened_map
 from interceptor.bpf.syscall import BpfError, Buffer, bpf
 
 # enum bpf_map_type and enum bpf_cmd, linux/bpf.h
@@ -51,8 +51,7 @@ def inner_of(outer: Map, index: int) -> Map | None:
     found = outer.lookup(struct.pack("=I", index))
     if found is None:
         return None
-    descriptor = bpf(MAP_GET_FD_BY_ID, found.ljust(12, b"\0"))
-    return Map(descriptor, describe(descriptor))
+    return opened_map(bpf(MAP_GET_FD_BY_ID, found.ljust(12, b"\0")))
 
 
 def _create(definition: MapDefinition, *, inner: int = 0, types: int = 0) -> Map:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import subprocess
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from tests.rig.client import Answer, ask, ask_all, wait_until
 from tests.rig.connecting import attached, own_bpffs, own_cgroup
 from tests.rig.crashing import crashes
 from tests.rig.kernel import snapshot
+from tests.rig.refusing import each_refused
 from tests.rig.world import NETS, SECOND_OUTBOUND, World
 
 MOST_STEPS = 200
@@ -319,6 +321,54 @@ def test_killed_while_it_disables(place: Place) -> None:
             assert place.programs() == 0
         enable(place.w.pod, **texts)
         assert capture.check(options(**texts), netns=place.w.pod.name).differences == ()
+
+
+def descriptors() -> int:
+    """How many this process holds: an agent goes on after what it was refused, and a link works as long as it is open."""
+    gc.collect()
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_refused_anything_the_first_time(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = place.texts(**NEW)
+    before = (snapshot(place.w.pod), place.programs(), os.path.exists(places.root()))
+    capturing_nothing = descriptors()
+    for number, why in each_refused(lambda: enable(place.w.pod, **texts), monkeypatch):
+        if not why or capture.STANDS in why:
+            assert place.holds(texts), f"call {number}: {why}"
+            capture.disable(netns=place.w.pod.name)
+        assert (snapshot(place.w.pod), place.programs(), os.path.exists(places.root())) == before, f"call {number}: {why}"
+        assert descriptors() == capturing_nothing, f"call {number}: {why}"
+
+
+@pytest.mark.torture
+def test_refused_anything_while_it_reconfigures(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new = place.texts(**OLD), place.texts(**NEW, capture_cgroup=place.cgroup.rpartition("/")[0])
+    with capturing(place.w.pod, **old):
+        before = (snapshot(place.w.pod), place.programs())
+        capturing_old = descriptors()
+        for number, why in each_refused(lambda: enable(place.w.pod, **new), monkeypatch):
+            if not why or capture.STANDS in why:
+                assert place.holds(new), f"call {number}: {why}"
+                capture.disable(netns=place.w.pod.name)
+                enable(place.w.pod, **old)
+            assert (snapshot(place.w.pod), place.programs()) == before, f"call {number}: {why}"
+            assert capture.check(options(**old), netns=place.w.pod.name).differences == (), f"call {number}: {why}"
+            assert descriptors() == capturing_old, f"call {number}: {why}"
+
+
+@pytest.mark.torture
+def test_refused_anything_while_it_disables(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = place.texts(**NEW)
+    enable(place.w.pod, **texts)
+    before = descriptors()
+    for number, why in each_refused(lambda: capture.disable(netns=place.w.pod.name), monkeypatch):
+        if not why:
+            assert (place.programs(), place.pins().exist) == (0, False), f"call {number}"
+        capture.disable(netns=place.w.pod.name)
+        assert (place.programs(), os.path.exists(places.root())) == (0, False), f"call {number}: {why}"
+        enable(place.w.pod, **texts)
+        assert descriptors() == before, f"call {number}: {why}"
 
 
 def test_killed_while_it_changes_from_rules(place: Place) -> None:

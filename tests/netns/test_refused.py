@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import errno
-import os
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
-import pyroute2
 import pytest
 
 from interceptor import capture
-from interceptor.backends import netlink, process, surroundings
-from interceptor.backends import routes as policy
-from interceptor.errors import BackendError, InterceptorError
+from interceptor.backends import surroundings
 from interceptor.netns import entered
 from interceptor.plan.model import PolicyRoute
 from tests.rig.capturing import capturing, enable, options
 from tests.rig.kernel import snapshot
 from tests.rig.net import Pod, pods
+from tests.rig.refusing import each_refused
 
 OLD = {"exclude_outbound_ports": "1-70,9999", "dns": "all"}
 NEW = {"inbound": "tproxy", "exclude_uids": "5-9", "udp": "tproxy"}
-MOST_CALLS = 400
 pytestmark = [
     pytest.mark.netns,
     pytest.mark.slow,
     pytest.mark.parametrize(
         "backend",
-        ["nft", "iptables-nft", *(pytest.param(name, marks=pytest.mark.torture) for name in ("iptables-legacy", "libiptc"))],
+        ["nft", *(pytest.param(name, marks=pytest.mark.torture) for name in ("iptables-nft", "iptables-legacy", "libiptc"))],
     ),
 ]
 
@@ -37,55 +31,6 @@ pytestmark = [
 def pod() -> Iterator[Pod]:
     with pods(1) as (made,):
         yield made
-
-
-class Refusing:
-    """Counts calls that ask something of the kernel; the one that it is told fails before it has done anything."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, refused: int) -> None:
-        self.calls = 0
-        self.refused = refused
-        refusal = OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
-        for module, name, error in (
-            (netlink, "request", refusal),
-            (netlink, "transaction", refusal),
-            (pyroute2, "IPRoute", refusal),
-            (policy, "_change_rule", BackendError("adding a rule: refused")),
-            (policy, "_change_route", BackendError("adding a route: refused")),
-            (process, "run", BackendError("cannot be started")),
-        ):
-            monkeypatch.setattr(module, name, self._counted(getattr(module, name), error))
-
-    def _counted(self, function: Callable[..., Any], error: Exception) -> Callable[..., Any]:
-        def call(*arguments: Any, **named: Any) -> Any:
-            self.calls += 1
-            if self.calls - 1 == self.refused:
-                raise error
-            return function(*arguments, **named)
-
-        return call
-
-
-def each_refused(verb: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[int, str]]:
-    """Do `verb` again and again, another call refused each time: its number, and what was said; ends when none was refused."""
-    for number in range(MOST_CALLS):
-        with monkeypatch.context() as patched:
-            refusing = Refusing(patched, number)
-            why = refused(verb)
-        yield number, why
-        if refusing.calls <= number:
-            assert why == ""
-            return
-    raise AssertionError(f"more than {MOST_CALLS} calls")
-
-
-def refused(verb: Callable[[], object]) -> str:
-    """Why it was not done; "" when it was."""
-    try:
-        verb()
-    except InterceptorError as error:
-        return str(error)
-    return ""
 
 
 def held(pod: Pod) -> dict[str, str]:

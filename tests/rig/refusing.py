@@ -1,0 +1,68 @@
+"""Do something again and again, each time with another request to the kernel, or another program, refused (`each_refused`)."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pyroute2
+import pytest
+
+from interceptor.backends import netlink, process, routes
+from interceptor.bpf import links, maps, programs, special, syscall
+from interceptor.errors import BackendError, InterceptorError
+
+MOST_CALLS = 400
+
+
+class Refusing:
+    """Counts calls that ask something of the kernel; the one that it is told fails before it has done anything."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, refused: int) -> None:
+        self.calls = 0
+        self.refused = refused
+        refusal = OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
+        for module, name, error in (
+            (netlink, "request", refusal),
+            (netlink, "transaction", refusal),
+            (pyroute2, "IPRoute", refusal),
+            (routes, "_change_rule", BackendError("adding a rule: refused")),
+            (routes, "_change_route", BackendError("adding a route: refused")),
+            (process, "run", BackendError("cannot be started")),
+            *((module, "bpf", refusal) for module in (links, maps, programs, special, syscall) if hasattr(module, "bpf")),
+            *((os, name, refusal) for name in ("mkdir", "rmdir", "rename", "symlink", "unlink")),
+        ):
+            monkeypatch.setattr(module, name, self._counted(getattr(module, name), error))
+
+    def _counted(self, function: Callable[..., Any], error: Exception) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            self.calls += 1
+            if self.calls - 1 == self.refused:
+                raise error
+            return function(*arguments, **named)
+
+        return call
+
+
+def each_refused(verb: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[int, str]]:
+    """Do `verb` again and again, another call refused each time: its number, and what was said; ends when none was refused."""
+    for number in range(MOST_CALLS):
+        with monkeypatch.context() as patched:
+            refusing = Refusing(patched, number)
+            why = refused(verb)
+        yield number, why
+        if refusing.calls <= number:
+            assert why == ""
+            return
+    raise AssertionError(f"more than {MOST_CALLS} calls")
+
+
+def refused(verb: Callable[[], object]) -> str:
+    """Why it was not done; "" when it was."""
+    try:
+        verb()
+    except InterceptorError as error:
+        return str(error)
+    return ""
