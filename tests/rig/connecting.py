@@ -59,15 +59,16 @@ def attached(path: str) -> int:
     """How many programs of the kinds that we use run for a cgroup, whoever attached them (BPF_PROG_QUERY)."""
     directory = os.open(cgroups.directory(path, "--capture-cgroup"), os.O_RDONLY)
     try:
-        return sum(_attached(directory, kind) for section, (_, kind) in SECTIONS.items() if not section.startswith("tcx"))
+        return sum(programs_at(directory, kind) for section, (_, kind) in SECTIONS.items() if not section.startswith("tcx"))
     finally:
         os.close(directory)
 
 
-def _attached(directory: int, kind: int) -> int:
+def programs_at(target: int, kind: int) -> int:
+    """How many programs are attached as `kind` says to a cgroup's descriptor, or to the interface of that number."""
     ids = Buffer(256)
-    # struct: target_fd, attach_type, query_flags, attach_flags, prog_ids, count
-    attr = Buffer(struct.pack("=IIIIQI", directory, kind, 0, 0, ids.address, ids.size // 4))
+    # struct: target_fd or target_ifindex, attach_type, query_flags, attach_flags, prog_ids, count, ..., revision: written, too
+    attr = Buffer(struct.pack("=IIIIQI36x", target, kind, 0, 0, ids.address, ids.size // 4))
     checked(raw_bpf()(PROG_QUERY, attr.address, attr.size))
     return int(struct.unpack_from("=I", attr.content, 24)[0])
 

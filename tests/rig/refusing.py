@@ -46,12 +46,17 @@ class Refusing:
         return call
 
 
-def each_refused(verb: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[int, str]]:
-    """Do `verb` again and again, another call refused each time: its number, and what was said; ends when none was refused."""
+def each_refused(
+    verb: Callable[[], object], monkeypatch: pytest.MonkeyPatch, raises: tuple[type[Exception], ...] = (InterceptorError,)
+) -> Iterator[tuple[int, str]]:
+    """Do `verb` again and again, another call refused each time: its number, and what was said; ends when none was refused.
+
+    `raises`: all that it may raise then.
+    """
     for number in range(MOST_CALLS):
         with monkeypatch.context() as patched:
             refusing = Refusing(patched, number)
-            why = refused(verb)
+            why = refused(verb, raises)
         yield number, why
         if refusing.calls <= number:
             assert why == ""
@@ -59,10 +64,10 @@ def each_refused(verb: Callable[[], object], monkeypatch: pytest.MonkeyPatch) ->
     raise AssertionError(f"more than {MOST_CALLS} calls")
 
 
-def refused(verb: Callable[[], object]) -> str:
+def refused(verb: Callable[[], object], raises: tuple[type[Exception], ...]) -> str:
     """Why it was not done; "" when it was."""
     try:
         verb()
-    except InterceptorError as error:
+    except raises as error:
         return str(error)
     return ""

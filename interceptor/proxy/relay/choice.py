@@ -45,7 +45,7 @@ def choose(wanted: RelayName, workers: int, pins: str | None = None) -> Choice:
         problem = packet_selftest.problem(attached)
         if problem is None:
             return Choice("packet", "its self-test passed" if wanted == "auto" else "--relay", attached)
-        attached.close()
+        attached.give_up()
     if wanted == "packet":
         raise ProxyError(f"--relay packet: {problem}")
     return Choice("splice", f"packet splice does not work here: {problem}")

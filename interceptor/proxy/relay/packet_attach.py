@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import socket
 import struct
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 
 from interceptor.bpf import links, programs
@@ -48,6 +49,7 @@ class Attached:
     mtu: int = 1500  # the smallest of the devices'
     links: dict[str, links.Link] = field(default_factory=dict)  # by interface and program
     pins: str | None = None
+    fresh: bool = False  # nobody's flows were in `pins`
 
     @property
     def maps(self) -> dict[str, Map]:
@@ -74,9 +76,17 @@ class Attached:
             ring.close()
         self.loaded.close()
 
+    def give_up(self) -> None:
+        """The same for programs that turned out useless: what an earlier proxy had pinned stays, what is ours does not."""
+        self.close()
+        if self.pins is not None and self.fresh:
+            packet_pins.discard(self.pins)
+
 
 def attach(workers: int = 1, pins: str | None = None) -> Attached:
-    """Load and attach in the current network namespace, once for all worker processes. Raises BpfError, with nothing left.
+    """Load and attach in the current network namespace, once for all worker processes.
+
+    Raises BpfError or OSError, with nothing left but what an earlier proxy did.
 
     Call it before the workers are forked: they share the maps, and a worker's flows outlive it while the descriptors do.
     pins: a directory in a bpffs (packet_pins.directory): what an earlier proxy left there is taken over.
@@ -85,16 +95,29 @@ def attach(workers: int = 1, pins: str | None = None) -> Attached:
     for name, size in layout.SIZES.items():
         if source.maps[name].value_size != size:
             raise BpfError(f"BPF map {name}: values of {source.maps[name].value_size} bytes, not {size}: another build")
-    found = packet_pins.pinned_maps(pins) if pins is not None else {}
-    rings = packet_pins.pinned_rings(pins) if pins is not None else ()
-    rings += tuple(create_map(MapDefinition("ended", RINGBUF, 0, 0, RING_SIZE)) for _ in range(len(rings), workers))
-    if "rings" not in found:
-        found["rings"] = create_map(source.maps["rings"], rings[0])
-    attached = Attached(programs.load(source, reuse=found), rings, workers, pins=pins)
+    with ExitStack() as opened:
+
+        def owned(made: Map) -> Map:
+            return opened.enter_context(closing(made))
+
+        def left(kind: str) -> dict[str, Map]:
+            if pins is None:
+                return {}
+            return {name: owned(packet_pins.pinned_map(pins, kind, name)) for name in packet_pins.names(pins, kind)}
+
+        found = left(packet_pins.MAP)
+        rings = [ring for _, ring in sorted(left(packet_pins.RING).items(), key=lambda named: int(named[0]))]
+        fresh = not found and not rings
+        new = MapDefinition("ended", RINGBUF, 0, 0, RING_SIZE)
+        rings += [owned(create_map(new)) for _ in range(len(rings), workers)]
+        if "rings" not in found:
+            found["rings"] = owned(create_map(source.maps["rings"], rings[0]))
+        attached = Attached(programs.load(source, reuse=found), tuple(rings), workers, pins=pins, fresh=fresh)
+        opened.pop_all()
     try:
         _attach_all(attached)
-    except (OSError, BpfError):
-        attached.close()
+    except BaseException:
+        attached.give_up()
         raise
     return attached
 
@@ -106,7 +129,8 @@ def _attach_all(attached: Attached) -> None:
         program = attached.loaded.programs[name].descriptor
         attached.maps["tails"].update(struct.pack("=I", place), struct.pack("=I", program))
     if attached.pins is not None:
-        attached.links = packet_pins.pinned_links(attached.pins)
+        for name in packet_pins.names(attached.pins, packet_pins.LINK):
+            attached.links[name] = packet_pins.pinned_link(attached.pins, name)
         for name, table in attached.maps.items():
             packet_pins.keep(attached.pins, packet_pins.MAP, name, table.descriptor)
         for worker, ring in enumerate(attached.rings):

@@ -31,22 +31,19 @@ def directory(base: str) -> str:
     return path
 
 
-def pinned_maps(path: str) -> dict[str, Map]:
-    """The maps that an earlier proxy left, by name; empty when there was none."""
-    names = [name for name in os.listdir(path) if name.startswith(MAP)]
-    return {name.removeprefix(MAP): links.open_pinned_map(os.path.join(path, name)) for name in names}
+def names(path: str, kind: str) -> list[str]:
+    """What of this kind an earlier proxy left; rings are named by worker."""
+    return [name.removeprefix(kind) for name in sorted(os.listdir(path)) if name.startswith(kind)]
 
 
-def pinned_rings(path: str) -> tuple[Map, ...]:
-    """The ring buffers that an earlier proxy left, by worker."""
-    count = sum(name.startswith(RING) for name in os.listdir(path))
-    return tuple(links.open_pinned_map(os.path.join(path, f"{RING}{worker}")) for worker in range(count))
+def pinned_map(path: str, kind: str, name: str) -> Map:
+    """One of the maps, or rings. Raises BpfError."""
+    return links.open_pinned_map(os.path.join(path, kind + name))
 
 
-def pinned_links(path: str) -> dict[str, links.Link]:
-    """The links that an earlier proxy left, by name."""
-    names = [name for name in os.listdir(path) if name.startswith(LINK)]
-    return {name.removeprefix(LINK): links.open_pinned_link(os.path.join(path, name)) for name in names}
+def pinned_link(path: str, name: str) -> links.Link:
+    """One of the links. Raises BpfError."""
+    return links.open_pinned_link(os.path.join(path, LINK + name))
 
 
 def keep(path: str, kind: str, name: str, descriptor: int) -> None:
