@@ -175,8 +175,12 @@ def poke(folder: str) -> None:
 
 
 def _sync(folder: str) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    """Once a name in `folder` has changed: it stays so if the machine loses power. Raises InstallError."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise InstallError(f"writing {folder}: {error.strerror}; run this again") from error

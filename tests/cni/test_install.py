@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -22,6 +23,7 @@ from cni.install import conflist, files, node
 from cni.install.files import InstallError
 from cni.install.node import Node
 from cni.install.watch import keep
+from tests.rig.refusing import Refusable, each_refused
 
 ENTRY: dict[str, Any] = {"type": "interceptor-cni", "capture": {"proxy_uid": 1337}}
 CALICO = '{\n  "name": "k8s",\n  "cniVersion": "1.0.0",\n  "plugins": [\n    {"type": "calico", "mtu": 1.0}\n  ]\n}\n'
@@ -93,6 +95,42 @@ def test_a_single_configuration_that_is_no_utf8_gets_a_list(root: Path) -> None:
     (root / "net.d" / "10-bridge.conf").write_bytes(BRIDGE.encode().replace(b'"bridge"', b'"bridge", "owner": "M\xfcller"'))
     node.install(make(root))
     assert json.loads((root / "net.d" / files.OWN_LIST).read_bytes())["plugins"][0]["type"] == "bridge"
+
+
+NO_SPACE = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+DISK: tuple[Refusable, ...] = (
+    *((os, name, NO_SPACE) for name in ("open", "rename", "fsync", "unlink", "fchmod", "fchown", "listdir", "makedirs")),
+    (files, "_exchange", NO_SPACE),
+)
+
+
+@pytest.mark.parametrize("loaded", ["10-calico.conflist", "10-bridge.conf"])
+def test_a_disk_that_refuses_anything_breaks_nothing(root: Path, loaded: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if loaded.endswith(".conf"):
+        (root / "net.d" / "10-calico.conflist").unlink()
+        (root / "net.d" / loaded).write_text(BRIDGE)
+    wanted, before = make(root), contents(root)
+    for number, why in each_refused(lambda: node.install(wanted), monkeypatch, (InstallError,), DISK):
+        assert_no_pod_fails(root, f"call {number} of install: {why}")
+        assert not why or "No space left" in why
+        node.install(wanted)
+        assert node.status(wanted).problems == (), f"call {number} of install: {why}"
+        node.uninstall(wanted)
+        assert contents(root) == before, f"call {number} of install: {why}"
+    node.install(wanted)
+    for number, why in each_refused(lambda: node.uninstall(wanted), monkeypatch, (InstallError,), DISK):
+        assert_no_pod_fails(root, f"call {number} of uninstall: {why}")
+        node.uninstall(wanted)
+        assert contents(root) == before, f"call {number} of uninstall: {why}"
+        node.install(wanted)
+
+
+def assert_no_pod_fails(root: Path, about: str) -> None:
+    """Each configuration that a runtime may load is whole, and none names a binary that is not there."""
+    for path in sorted((root / "net.d").glob("*.conflist")):
+        plugins = conflist.validate(path.read_text())["plugins"]
+        if any(plugin["type"] == conflist.TYPE for plugin in plugins):
+            assert os.access(root / "bin" / conflist.TYPE, os.X_OK), about
 
 
 def test_what_others_change_meanwhile_stays(root: Path) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias
 
 import pyroute2
 import pytest
@@ -17,37 +17,45 @@ from interceptor.errors import BackendError, InterceptorError
 MOST_CALLS = 400
 
 
-class Refusing:
-    """Counts calls that ask something of the kernel; the one that it is told fails before it has done anything."""
+NO_BUFFERS = OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
+# Whose, which, and what it raises.
+Refusable: TypeAlias = tuple[Any, str, Exception]
+KERNEL: tuple[Refusable, ...] = (
+    (netlink, "request", NO_BUFFERS),
+    (netlink, "transaction", NO_BUFFERS),
+    (pyroute2, "IPRoute", NO_BUFFERS),
+    (routes, "_change_rule", BackendError("adding a rule: refused")),
+    (routes, "_change_route", BackendError("adding a route: refused")),
+    (process, "run", BackendError("cannot be started")),
+    *((module, "bpf", NO_BUFFERS) for module in (links, maps, programs, special, syscall) if hasattr(module, "bpf")),
+    *((os, name, NO_BUFFERS) for name in ("mkdir", "rmdir", "rename", "symlink", "unlink")),
+)
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, refused: int) -> None:
+
+class Refusing:
+    """Counts calls of what can be refused; the one that it is told fails before it has done anything."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, refused: int, refusable: Sequence[Refusable]) -> None:
         self.calls = 0
         self.refused = refused
-        refusal = OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
-        for module, name, error in (
-            (netlink, "request", refusal),
-            (netlink, "transaction", refusal),
-            (pyroute2, "IPRoute", refusal),
-            (routes, "_change_rule", BackendError("adding a rule: refused")),
-            (routes, "_change_route", BackendError("adding a route: refused")),
-            (process, "run", BackendError("cannot be started")),
-            *((module, "bpf", refusal) for module in (links, maps, programs, special, syscall) if hasattr(module, "bpf")),
-            *((os, name, refusal) for name in ("mkdir", "rmdir", "rename", "symlink", "unlink")),
-        ):
+        for module, name, error in refusable:
             monkeypatch.setattr(module, name, self._counted(getattr(module, name), error))
 
     def _counted(self, function: Callable[..., Any], error: Exception) -> Callable[..., Any]:
         def call(*arguments: Any, **named: Any) -> Any:
             self.calls += 1
             if self.calls - 1 == self.refused:
-                raise error
+                raise type(error)(*error.args)
             return function(*arguments, **named)
 
         return call
 
 
 def each_refused(
-    verb: Callable[[], object], monkeypatch: pytest.MonkeyPatch, raises: tuple[type[Exception], ...] = (InterceptorError,)
+    verb: Callable[[], object],
+    monkeypatch: pytest.MonkeyPatch,
+    raises: tuple[type[Exception], ...] = (InterceptorError,),
+    refusable: Sequence[Refusable] = KERNEL,
 ) -> Iterator[tuple[int, str]]:
     """Do `verb` again and again, another call refused each time: its number, and what was said; ends when none was refused.
 
@@ -55,7 +63,7 @@ def each_refused(
     """
     for number in range(MOST_CALLS):
         with monkeypatch.context() as patched:
-            refusing = Refusing(patched, number)
+            refusing = Refusing(patched, number, refusable)
             why = refused(verb, raises)
         yield number, why
         if refusing.calls <= number:
