@@ -124,7 +124,10 @@ def enable(
             switched = at_connect.switch_on(plan)
             changed = backend.apply(plan)
         except NotConfirmed:
-            raise  # the new rules, which stand, need what is around them
+            # The new rules, which stand, need what is around them.
+            if switched is not None:
+                switched.finish()
+            raise
         except Exception:  # also what no backend foresaw, as EMFILE
             if switched is not None:
                 switched.undo()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import pytest
 
-from interceptor import capture
+from interceptor import capture, release
 from interceptor.backends import surroundings
+from interceptor.backends.base import Observed
+from interceptor.errors import BackendError
 from interceptor.netns import entered
 from interceptor.plan.model import PolicyRoute
 from tests.rig.capturing import capturing, enable, options
@@ -74,6 +77,27 @@ def test_reconfiguring(pod: Pod, backend: str, monkeypatch: pytest.MonkeyPatch) 
                 assert_stands(pod, new, f"call {number}: {why}")
                 capture.disable(netns=pod.name)  # else the old rules would keep what the new ones may have captured
                 enable(pod, **old)
+
+
+def not_today(_self: object) -> Observed:
+    raise BackendError("not today")
+
+
+@pytest.mark.parametrize("first", [{}, OLD], ids=["the-first-time", "reconfiguring"])
+def test_what_cannot_be_read_back(first: dict[str, str], pod: Pod, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with capturing(pod, backend=backend, **first) if first else nullcontext():
+        before = held(pod)
+        with monkeypatch.context() as patched:
+            kind = type(release.backend(backend))
+            patched.setattr(kind, "observe", not_today)
+            patched.setattr(kind, "holds", lambda _self, _plan: False)
+            with pytest.raises(BackendError, match="not today") as raised:
+                enable(pod, backend=backend, **NEW)
+        if backend == "nft" and first:
+            assert "the old rules are gone" in str(raised.value)
+            assert_stands(pod, {"backend": backend, **NEW}, "the new rules, with their routes")
+        else:
+            assert held(pod) == before
 
 
 def test_removing(pod: Pod, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
