@@ -48,7 +48,7 @@ def ensure(policies: Iterable[Policy]) -> None:
 
 
 def remove(policies: Iterable[Policy]) -> bool:
-    """Delete `policies`; whether there were any. One that rules still name stays."""
+    """Delete `policies`; whether there were any. One that rules still name stays, where the kernel sees to that."""
     existing = _existing()
     deleted = [_delete(policy) for policy in policies if policy in existing]
     return any(deleted)
@@ -62,6 +62,11 @@ def remove_all() -> bool:
 def every() -> tuple[Policy, ...]:
     """All policies that can be ours."""
     return tuple((policy, family) for policy in TimeoutPolicy for family in Family)
+
+
+def existing() -> tuple[Policy, ...]:
+    """The policies of ours that exist, with whatever values."""
+    return tuple(_existing())
 
 
 def present() -> tuple[Policy, ...]:

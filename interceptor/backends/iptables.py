@@ -7,7 +7,7 @@ the programs of the two variants, here, and libiptc.py.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
@@ -100,6 +100,7 @@ class IptablesBackend:
     def __init__(self, variant: Variant, tool: Tool | None = None, name: str | None = None) -> None:
         self.name = name or f"iptables-{variant}"
         self.strays: tuple[str, ...] = ()
+        self._variant = variant
         self._tool = tool or Programs(variant)
 
     def apply(self, plan: Plan) -> bool:
@@ -120,11 +121,12 @@ class IptablesBackend:
             raise Unsupported(f"rules for IP{uncoverable[0]} are wanted, but this kernel has no IP{uncoverable[0]}")
         begun: list[Family] = []
         try:
-            cttimeout.ensure(_users_of_timeouts(wanted))
+            stale = self._with_stale_timeouts(before)
+            cttimeout.ensure(users_of_timeouts(wanted))
             begun += before
             present = self._note_announced(wanted, before) if plan.waiting and plan.announced else before
             for family, held in present.items():
-                self._restore(family, wanted[family], held.tables)
+                self._restore(family, wanted[family], held.tables, anew=("raw",) if family in stale else ())
             self._finish(wanted)
             self._read_back(plan)
         except Exception as error:
@@ -146,15 +148,20 @@ class IptablesBackend:
         announced.note_in_list()
         return noting
 
-    def _restore(self, family: Family, wanted: Tables, present: Tables) -> None:
-        text = switch(wanted, present, family)
+    def _with_stale_timeouts(self, held: Mapping[Family, _Held]) -> frozenset[Family]:
+        """Families whose rules name a conntrack timeout policy that is gone: one made anew is theirs when they are, too."""
+        there = cttimeout.existing()
+        named = users_of_timeouts({family: found.tables for family, found in held.items()})
+        return frozenset(family for policy, family in named if (policy, family) not in there)
+
+    def _restore(self, family: Family, wanted: Tables, present: Tables, anew: Collection[str] = ()) -> None:
+        text = switch(wanted, present, family, anew)
         if text:
             self._tool.restore(family, text)
 
     def _finish(self, tables: Mapping[Family, Tables]) -> None:
         """Once the rules stand: take away what only the old ones needed."""
-        users = _users_of_timeouts(tables)
-        cttimeout.remove(policy for policy in cttimeout.every() if policy not in users)
+        self._remove_timeouts_but(users_of_timeouts(tables))
         for family in tables:
             self._tool.tidy(family)
 
@@ -211,8 +218,20 @@ class IptablesBackend:
         self.strays = tuple(_strays(before))
         for family in before:
             found |= self._tool.tidy(family)
-        found |= cttimeout.remove_all()
-        return found
+        return self._remove_timeouts_but(()) or found
+
+    def _remove_timeouts_but(self, users: Collection[cttimeout.Policy]) -> bool:
+        """Delete the conntrack timeout policies that no rule of ours names, in either variant; whether there were any.
+
+        Linux refuses to delete one that rules name, until it no longer does: 6.12.117 deletes it, and the rules do nothing.
+        """
+        unused = [policy for policy in cttimeout.existing() if policy not in users]
+        if not unused:
+            return False
+        from interceptor.backends import timeouts_in_use  # knows this module's tools
+
+        named = timeouts_in_use.named_in("legacy" if self._variant == "nft" else "nft")
+        return cttimeout.remove(policy for policy in unused if policy not in named)
 
     def holds(self, _plan: Plan) -> bool:
         """Only comparing what observe() gives tells."""
@@ -225,7 +244,7 @@ class IptablesBackend:
     def expected(self, plan: Plan) -> Observed:
         """What observe() gives when the kernel holds exactly `plan`."""
         wanted = {family: _Held(iptables.rules(plan, family), ()) for family in Family}
-        return Observed({**_rules(wanted), **_timeouts(_users_of_timeouts({f: held.tables for f, held in wanted.items()}))})
+        return Observed({**_rules(wanted), **_timeouts(users_of_timeouts({f: held.tables for f, held in wanted.items()}))})
 
     def _held(self) -> dict[Family, _Held]:
         families = [family for family in Family if family is Family.V4 or os.path.exists(HAS_V6)]
@@ -237,7 +256,7 @@ class IptablesBackend:
 
 
 def _observed(held: Mapping[Family, _Held]) -> Observed:
-    users = _users_of_timeouts({family: found.tables for family, found in held.items()})
+    users = users_of_timeouts({family: found.tables for family, found in held.items()})
     right = cttimeout.present() if users else ()
     return Observed({**_rules(held), **_timeouts(policy for policy in users if policy in right)})
 
@@ -266,7 +285,8 @@ def _timeouts(policies: Iterable[cttimeout.Policy]) -> dict[str, tuple[str, ...]
     }
 
 
-def _users_of_timeouts(tables: Mapping[Family, Tables]) -> list[cttimeout.Policy]:
+def users_of_timeouts(tables: Mapping[Family, Tables]) -> list[cttimeout.Policy]:
+    """The conntrack timeout policies that rules in `tables` name."""
     return [
         (policy, family)
         for policy, family in cttimeout.every()

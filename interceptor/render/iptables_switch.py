@@ -6,7 +6,7 @@ without any, so a guard in raw drops new connections until all tables stand. Aft
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from interceptor.plan.model import Hook
 from interceptor.render.iptables import TABLES, restore_table
@@ -22,9 +22,11 @@ _LOOPBACK = {Family.V4: "127.0.0.0/8", Family.V6: "::1/128"}
 _WHY = '-m comment --comment "capture is being switched"'
 
 
-def switch(wanted: Mapping[str, TableRules], present: Mapping[str, TableRules], family: Family) -> str:
-    """Restore text that turns `present` into `wanted`, both of `family`. Tables that are right stay untouched."""
-    changed = tuple(name for name in TABLES if not same(wanted.get(name), present.get(name)))
+def switch(
+    wanted: Mapping[str, TableRules], present: Mapping[str, TableRules], family: Family, anew: Collection[str] = ()
+) -> str:
+    """Restore text that turns `present` into `wanted`, both of `family`. Tables that are right stay as they are, but `anew`."""
+    changed = tuple(name for name in TABLES if name in anew or not same(wanted.get(name), present.get(name)))
     if not _needs_guard(wanted, present, changed):
         return "".join(restore_table(name, wanted.get(name), present.get(name)) for name in changed)
     guarded = _guarded(wanted.get("raw"), present, family)

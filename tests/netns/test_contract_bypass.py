@@ -9,7 +9,10 @@ import itertools
 
 import pytest
 
-from tests.rig.capturing import Capture
+from interceptor import capture
+from interceptor.backends import cttimeout
+from interceptor.netns import entered
+from tests.rig.capturing import Capture, options
 from tests.rig.client import APP_UID, PROXY_UID, Answer, ask
 from tests.rig.foreign import add_mesh_rules, remove_mesh_rules
 from tests.rig.kernel import forget_connections
@@ -62,6 +65,17 @@ def test_the_proxys_reset_connection_is_no_way_around(mechanism: str, w: World, 
 def test_another_users_reset_connection_is_no_way_around(texts: dict[str, str], w: World, net: Net, enabled: Capture) -> None:
     enabled(**texts)
     assert reuse_ports(w, net, LET_THROUGH) == [Answer("outbound", net.at("server", RESETTING))] * TRIES
+
+
+def test_policies_that_somebody_deleted_are_made_anew(w: World, net: Net, backend: str, enabled: Capture) -> None:
+    enabled()
+    # Most kernels keep those that rules name; 6.12.117 does not, and the rules do nothing from then on.
+    with entered(w.pod.path):
+        are_gone = cttimeout.remove_all()
+    assert bool(capture.check(options(backend=backend), netns=w.pod.name).differences) == are_gone
+    enabled()
+    assert capture.check(options(backend=backend), netns=w.pod.name).differences == ()
+    assert reuse_ports(w, net, PROXY_UID) == [Answer("outbound", net.at("server", RESETTING))] * TRIES
 
 
 def test_the_proxy_is_not_captured_by_an_applications_connection(w: World, net: Net, enabled: Capture) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from interceptor.__main__ import main
@@ -17,6 +18,7 @@ from interceptor.cli import COMMANDS
 from interceptor.config import FIELDS, SWITCH, Field
 from interceptor.errors import ConfigError
 from interceptor.proxy_options import PROXY_GROUPS
+from tests.rig.client import wait_until
 
 INTERCEPTOR = (sys.executable, "-m", "interceptor")
 CONFIGURED = ("init", "plan", "check", "explain", "probe", "config", "proxy", "announce")
@@ -313,8 +315,9 @@ def test_interrupt_ends_with_130_and_no_traceback(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     with subprocess.Popen((*INTERCEPTOR, "config", "--config", str(pipe)), stderr=subprocess.PIPE, text=True) as run:
-        # Opening it for writing waits until the command reads it.
+        # Opening it for writing waits until the command opens it. A signal just before it sleeps in read() would wait for data.
         with pipe.open("w"):
+            wait_until(lambda: psutil.Process(run.pid).status() == psutil.STATUS_SLEEPING, "the command reads its file")
             run.send_signal(signal.SIGINT)
             code = run.wait(timeout=10)
         assert run.stderr is not None

@@ -157,3 +157,10 @@ def test_the_guard_stands_in_the_built_in_chains_of_raw_and_nowhere_else() -> No
     inserted = [line.split()[1] for line in switch(other, one, Family.V4).splitlines() if line.endswith(f"-j {GUARD}")]
 
     assert {chain for chain in inserted if chain != GUARD} == {"PREROUTING", "OUTPUT"}
+
+
+def test_a_table_that_is_right_is_written_only_when_asked() -> None:
+    rules = {"raw": TableRules({"INTERCEPT_SHORT": ["-j CT --timeout itc4"]}, {"OUTPUT": ["INTERCEPT_SHORT"]})}
+
+    assert switch(rules, rules, Family.V4) == ""
+    assert "-A INTERCEPT_SHORT -j CT --timeout itc4" in switch(rules, rules, Family.V4, ("raw",)).splitlines()
