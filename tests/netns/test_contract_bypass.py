@@ -12,7 +12,7 @@ import pytest
 from interceptor import capture
 from interceptor.backends import cttimeout
 from interceptor.netns import entered
-from tests.rig.capturing import Capture, options
+from tests.rig.capturing import Capture, enable, options
 from tests.rig.client import APP_UID, PROXY_UID, Answer, ask
 from tests.rig.foreign import add_mesh_rules, remove_mesh_rules
 from tests.rig.kernel import forget_connections
@@ -73,7 +73,7 @@ def test_policies_that_somebody_deleted_are_made_anew(w: World, net: Net, backen
     with entered(w.pod.path):
         are_gone = cttimeout.remove_all()
     assert bool(capture.check(options(backend=backend), netns=w.pod.name).differences) == are_gone
-    enabled()
+    enable(w.pod, backend=backend)
     assert capture.check(options(backend=backend), netns=w.pod.name).differences == ()
     assert reuse_ports(w, net, PROXY_UID) == [Answer("outbound", net.at("server", RESETTING))] * TRIES
 
