@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import socket
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from interceptor.proxy.relay import packet_pins
 from interceptor.proxy.relay.packet_attach import Attached, attach
 from tests.rig.connecting import own_bpffs, programs_at
 from tests.rig.net import Pod, ip
-from tests.rig.refusing import each_refused
+from tests.rig.refusing import descriptors, each_refused
 
 RAISED = (BpfError, OSError)
 
@@ -30,9 +29,8 @@ def pins(pod: Pod) -> Iterator[str]:
 
 def held() -> tuple[int, int]:
     """Programs that see packets here, and descriptors of this process."""
-    gc.collect()
     programs = sum(programs_at(index, kind) for index in interfaces() for kind in (TCX_INGRESS, TCX_EGRESS))
-    return programs, len(os.listdir("/proc/self/fd"))
+    return programs, descriptors()
 
 
 def interfaces() -> list[int]:

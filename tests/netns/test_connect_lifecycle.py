@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import gc
 import os
 import subprocess
 from collections.abc import Iterator
@@ -27,7 +26,7 @@ from tests.rig.client import Answer, ask, ask_all, wait_until
 from tests.rig.connecting import attached, own_bpffs, own_cgroup
 from tests.rig.crashing import crashes
 from tests.rig.kernel import snapshot
-from tests.rig.refusing import each_refused
+from tests.rig.refusing import descriptors, each_refused
 from tests.rig.world import NETS, SECOND_OUTBOUND, World
 
 MOST_STEPS = 200
@@ -321,12 +320,6 @@ def test_killed_while_it_disables(place: Place) -> None:
             assert place.programs() == 0
         enable(place.w.pod, **texts)
         assert capture.check(options(**texts), netns=place.w.pod.name).differences == ()
-
-
-def descriptors() -> int:
-    """How many this process holds: an agent goes on after what it was refused, and a link works as long as it is open."""
-    gc.collect()
-    return len(os.listdir("/proc/self/fd"))
 
 
 def test_refused_anything_the_first_time(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
