@@ -330,6 +330,7 @@ def test_refused_anything_the_first_time(place: Place, monkeypatch: pytest.Monke
         if not why or capture.STANDS in why:
             assert place.holds(texts), f"call {number}: {why}"
             capture.disable(netns=place.w.pod.name)
+        wait_until(lambda: place.programs() == 0, f"nothing attached after call {number}: {why}")  # soon after a close
         assert (snapshot(place.w.pod), place.programs(), os.path.exists(places.root())) == before, f"call {number}: {why}"
         assert descriptors() == capturing_nothing, f"call {number}: {why}"
 
@@ -345,7 +346,8 @@ def test_refused_anything_while_it_reconfigures(place: Place, monkeypatch: pytes
                 assert place.holds(new), f"call {number}: {why}"
                 capture.disable(netns=place.w.pod.name)
                 enable(place.w.pod, **old)
-            assert (snapshot(place.w.pod), place.programs()) == before, f"call {number}: {why}"
+            wait_until(lambda: place.programs() == before[1], f"as before call {number}: {why}")
+            assert snapshot(place.w.pod) == before[0], f"call {number}: {why}"
             assert capture.check(options(**old), netns=place.w.pod.name).differences == (), f"call {number}: {why}"
             assert descriptors() == capturing_old, f"call {number}: {why}"
 
