@@ -38,7 +38,9 @@ def interfaces() -> list[int]:
     return [index for index, _ in socket.if_nameindex()]
 
 
-@pytest.mark.parametrize("is_pinned", [False, True], ids=["unpinned", "pinned"])
+@pytest.mark.parametrize(
+    "is_pinned", [pytest.param(False, id="unpinned", marks=pytest.mark.torture), pytest.param(True, id="pinned")]
+)
 def test_attaching(is_pinned: bool, pins: str, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Attached] = []
     before = held()
@@ -53,6 +55,7 @@ def test_attaching(is_pinned: bool, pins: str, monkeypatch: pytest.MonkeyPatch) 
         os.makedirs(pins, exist_ok=True)
 
 
+@pytest.mark.torture
 def test_taking_over(pins: str, monkeypatch: pytest.MonkeyPatch) -> None:
     attach(2, pins).close()
     before, kept = (5, descriptors()), sorted(os.listdir(pins))
