@@ -54,11 +54,6 @@ def remove(policies: Iterable[Policy]) -> bool:
     return any(deleted)
 
 
-def remove_all() -> bool:
-    """Delete all policies of ours; whether there were any."""
-    return remove(every())
-
-
 def every() -> tuple[Policy, ...]:
     """All policies that can be ours."""
     return tuple((policy, family) for policy in TimeoutPolicy for family in Family)

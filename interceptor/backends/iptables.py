@@ -161,7 +161,7 @@ class IptablesBackend:
 
     def _finish(self, tables: Mapping[Family, Tables]) -> None:
         """Once the rules stand: take away what only the old ones needed."""
-        self._remove_timeouts_but(users_of_timeouts(tables))
+        self._remove_timeouts(needed=users_of_timeouts(tables))
         for family in tables:
             self._tool.tidy(family)
 
@@ -218,20 +218,13 @@ class IptablesBackend:
         self.strays = tuple(_strays(before))
         for family in before:
             found |= self._tool.tidy(family)
-        return self._remove_timeouts_but(()) or found
+        return self._remove_timeouts(needed=()) or found
 
-    def _remove_timeouts_but(self, users: Collection[cttimeout.Policy]) -> bool:
-        """Delete the conntrack timeout policies that no rule of ours names, in either variant; whether there were any.
-
-        Linux refuses to delete one that rules name, until it no longer does: 6.12.117 deletes it, and the rules do nothing.
-        """
-        unused = [policy for policy in cttimeout.existing() if policy not in users]
-        if not unused:
-            return False
+    def _remove_timeouts(self, *, needed: Collection[cttimeout.Policy]) -> bool:
+        """Delete the conntrack timeout policies that no rule needs, of ours here or in the other variant."""
         from interceptor.backends import timeouts_in_use  # knows this module's tools
 
-        named = timeouts_in_use.named_in("legacy" if self._variant == "nft" else "nft")
-        return cttimeout.remove(policy for policy in unused if policy not in named)
+        return timeouts_in_use.remove_unused("legacy" if self._variant == "nft" else "nft", needed=needed)
 
     def holds(self, _plan: Plan) -> bool:
         """Only comparing what observe() gives tells."""
@@ -247,12 +240,16 @@ class IptablesBackend:
         return Observed({**_rules(wanted), **_timeouts(users_of_timeouts({f: held.tables for f, held in wanted.items()}))})
 
     def _held(self) -> dict[Family, _Held]:
-        families = [family for family in Family if family is Family.V4 or os.path.exists(HAS_V6)]
-        with self._tool.opened():
-            saved = {family: self._tool.save(family) for family in families}
         return {
-            family: _Held(iptables_save.parse(text), tuple(iptables_save.leftovers(text))) for family, text in saved.items()
+            family: _Held(iptables_save.parse(text), tuple(iptables_save.leftovers(text)))
+            for family, text in saved(self._tool).items()
         }
+
+
+def saved(tool: Tool) -> dict[Family, str]:
+    """What `tool` saves of each family that this kernel has."""
+    with tool.opened():
+        return {family: tool.save(family) for family in Family if family is Family.V4 or os.path.exists(HAS_V6)}
 
 
 def _observed(held: Mapping[Family, _Held]) -> Observed:

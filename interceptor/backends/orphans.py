@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from interceptor import nlattr
-from interceptor.backends import builtin_chains, cttimeout, nf_tables, timeouts_in_use
+from interceptor.backends import builtin_chains, nf_tables, timeouts_in_use
 from interceptor.backends.nf_tables import Change, name, text
 from interceptor.errors import BackendError
 from interceptor.render.iptables_save import NEW
@@ -65,8 +65,7 @@ def remove() -> tuple[str, ...]:
         raise BackendError(f"removing what iptables-nft left: {error.strerror or error}. Nothing was changed") from error
     for family in Family:
         builtin_chains.remove_unused(family)
-    named = timeouts_in_use.named_in("legacy")
-    cttimeout.remove(policy for policy in cttimeout.existing() if policy not in named)
+    timeouts_in_use.remove_unused("legacy")
     return tuple(strays)
 
 

@@ -90,13 +90,6 @@ def ensure(routes: Sequence[PolicyRoute]) -> None:
             _change_route(ip, "del", family, table)
 
 
-def remove_all() -> bool:
-    """Take away all that is ours; whether there was anything. Raises BackendError."""
-    found = bool(present())
-    ensure(())
-    return found
-
-
 def _paired(held: _Halves) -> Iterator[PolicyRoute]:
     for mark, table in held.rules:
         yield PolicyRoute(held.family, mark, table if table in held.tables else NO_TABLE)

@@ -84,9 +84,17 @@ def tidy(plan: Plan | None) -> bool:
         routes.ensure(wanted)
     keeps_address = plan is not None and plan.inbound_source_v6
     unaddressed = not keeps_address and address.inbound_source_state() == "ours" and address.remove_inbound_source()
-    # Left behind by a run that was killed between its rules and its policies; those in use stay.
-    abandoned = plan is None and cttimeout.remove_all()
+    abandoned = plan is None and _remove_abandoned_timeouts()
     return stale or unaddressed or abandoned
+
+
+def _remove_abandoned_timeouts() -> bool:
+    """Those that a run left which was killed between its rules and its policies; whether there were any."""
+    if not cttimeout.existing():
+        return False
+    from interceptor.backends import timeouts_in_use  # hardly ever needed, and each pod's end waits for its import
+
+    return timeouts_in_use.remove_unused("nft", "legacy")
 
 
 def state() -> tuple[object, ...]:

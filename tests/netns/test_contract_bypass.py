@@ -71,7 +71,7 @@ def test_policies_that_somebody_deleted_are_made_anew(w: World, net: Net, backen
     enabled()
     # Most kernels keep those that rules name; 6.12.117 does not, and the rules do nothing from then on.
     with entered(w.pod.path):
-        are_gone = cttimeout.remove_all()
+        are_gone = cttimeout.remove(cttimeout.every())
     assert bool(capture.check(options(backend=backend), netns=w.pod.name).differences) == are_gone
     enable(w.pod, backend=backend)
     assert capture.check(options(backend=backend), netns=w.pod.name).differences == ()

@@ -41,7 +41,7 @@ def entries(pid: int) -> dict[str, int]:
     counts = {}
     for number in numbers:
         descriptor = bpf(MAP_GET_FD_BY_ID, struct.pack("=III", number, 0, 0))
-        table = maps.Map(descriptor, maps.describe(descriptor))
+        table = maps.opened_map(descriptor)
         if table.definition.name in HELD:
             counts[table.definition.name] = len(list(table.keys()))
         table.close()
