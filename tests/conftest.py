@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 import pytest
@@ -11,6 +12,11 @@ from hypothesis import HealthCheck, Phase, settings
 # Thousands of processes, of pytest and of what is tested, would each compile what they import.
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+# nohup, and a shell that starts us in the background, have these ignored: whatever the tests start would ignore them as well.
+for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 # No deadline: timings are never asserted in tests. Building a Config and a Plan is slow beside what hypothesis expects.
 # The explain phase traces every line: minutes.
